@@ -106,8 +106,8 @@ type Append struct {
 	Dup bool  // the entry existed (by ID or Packet): Entry.Seq and TS are the original's, nothing was appended
 	Err error // nothing was written
 
-	// Next is the caller's, for lists without allocation; the store ignores it.
-	Next *Append
+	// Owner is the caller's: whom the outcome concerns. The store ignores it.
+	Owner any
 }
 
 // Dedupe: an Append with a non-empty Entry.ID is looked up by (Conv, From, ID)
