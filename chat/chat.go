@@ -15,23 +15,13 @@ type Courier interface {
 	// order, without holes.
 	Offer(e *im.Entry)
 	// Ephemeral passes on a typing or signal: to devices online now, never stored.
-	Ephemeral(ev Ephemeral)
+	Ephemeral(ev im.Ephemeral)
 	// Read tells that user has read conv up to seq.
 	Read(conv im.ConvID, user im.UserID, device im.DeviceID, seq im.Seq)
 	// Joined and Left follow a committed membership change: from here on the
 	// group's entries after start go, or do not go, to user's devices.
 	Joined(g im.GroupID, user im.UserID, start im.Seq)
 	Left(g im.GroupID, user im.UserID)
-}
-
-// Ephemeral is a typing or signal on its way.
-type Ephemeral struct {
-	Conv   im.ConvID
-	From   im.UserID
-	Device im.DeviceID // the sender's: it does not get it back
-	Verb   im.Verb     // VerbTyping or VerbSignal
-	Type   string
-	Body   []byte
 }
 
 // Options configure a Chat. Store and Courier are needed, the rest has defaults.

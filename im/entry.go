@@ -61,3 +61,14 @@ const (
 func (e *Entry) Size() int {
 	return 160 + len(e.Body) + len(e.ID) + len(e.Type) + len(e.Topic) + len(e.Props)
 }
+
+// Ephemeral is a typing or a signal on its way: to devices online now, in no log.
+type Ephemeral struct {
+	Conv   ConvID
+	From   UserID
+	Device DeviceID // the sender's: it does not get it back
+	Verb   Verb     // VerbTyping or VerbSignal
+	TS     int64    // Unix ms
+	Type   string
+	Body   []byte
+}

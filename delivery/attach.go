@@ -1,0 +1,436 @@
+package delivery
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Attachment asks for a line.
+type Attachment struct {
+	Key    im.DeviceKey
+	Wire   Wire
+	Clean  bool   // Clean Start / Clean Session: from now on only, and without subscriptions
+	Expiry uint32 // Session Expiry Interval in seconds; 0xFFFFFFFF never
+	// ReceiveMaximum is how many QoS 1 packets the client takes at once; 0: no limit of its own.
+	ReceiveMaximum int
+	Version        byte
+	// Transient: the server chose the client id and no session was asked for, so
+	// nobody can return as this device. It is forgotten when it detaches.
+	Transient bool
+}
+
+// Attached is what Attach found.
+type Attached struct {
+	Line    *Line
+	Present bool // Session Present: state from an earlier connection goes on
+	Session store.Session
+
+	reads []readable
+}
+
+type readable struct {
+	conv  im.ConvID
+	since int64
+}
+
+// Attach makes a line for a device that connected. An older connection of the
+// same device is closed first and its cursors are stored. Entries committed from
+// now on wait in the log until Start, which the caller calls once its CONNACK is
+// on the wire. It fails with Unavailable when the store cannot be read.
+func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) {
+	mu := d.lock(a.Key)
+	mu.Lock()
+	defer mu.Unlock()
+
+	if old := d.Line(a.Key); old != nil {
+		old.wire.Close(TakenOver)
+		d.retire(ctx, old)
+	}
+	now := d.opt.Now().UnixMilli()
+	dev, err := d.src.Device(ctx, a.Key)
+	known := err == nil
+	if err != nil && !im.Is(err, im.NotFound) {
+		return nil, err
+	}
+	l := &Line{d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, transient: a.Transient}
+	if a.ReceiveMaximum > 0 {
+		l.window = min(l.window, a.ReceiveMaximum)
+	}
+	if !known {
+		if err := d.roomForDevice(ctx, a.Key.User); err != nil {
+			return nil, err
+		}
+	}
+	out := &Attached{Line: l}
+	if known && !a.Clean {
+		lost := expired(dev.Session, now) && hasPlain(dev.Session.Subs)
+		out.Present = !lost
+		out.Session = dev.Session
+		if expired(dev.Session, now) {
+			out.Session.Subs = slices.DeleteFunc(slices.Clone(dev.Session.Subs), func(s store.Subscription) bool { return !onlyIM(s.Filter) })
+		}
+	}
+	l.view = NewView(out.Session.Subs)
+
+	if known && (a.Clean || expired(dev.Session, now)) {
+		if err := d.endSession(ctx, a.Key); err != nil {
+			return nil, err
+		}
+	}
+	d.register(l)
+	if err := d.place(ctx, l, known && !a.Clean, dev.LastSeen, out); err != nil {
+		d.unregister(l)
+		return nil, err
+	}
+	if !known {
+		dev = store.Device{Key: a.Key, Created: now}
+	}
+	out.Session.Present, out.Session.Expiry, out.Session.Ended = a.Expiry > 0, a.Expiry, 0
+	dev.LastSeen, dev.Version, dev.Session = now, a.Version, out.Session
+	if err := d.src.PutDevice(ctx, dev, !known && !a.Transient); err != nil {
+		d.unregister(l)
+		return nil, err
+	}
+	d.count(1)
+	return out, nil
+}
+
+// endSession forgets what an MQTT session had beside its cursors: QoS 2 receipts
+// and what the plain space queued.
+func (d *Delivery) endSession(ctx context.Context, k im.DeviceKey) error {
+	if err := d.src.Release(ctx, k, 0); err != nil {
+		return err
+	}
+	q := im.QueueConv(k.User, k.Device)
+	heads, err := d.src.Heads(ctx, []im.ConvID{q})
+	if err != nil || heads[0].Seq == 0 {
+		return err
+	}
+	if err := d.src.Trim(ctx, q, heads[0].Seq); err != nil {
+		return err
+	}
+	return d.src.PutCursors(ctx, k, []store.Cursor{{Conv: q, Acked: heads[0].Seq, Sent: heads[0].Seq, Known: true}})
+}
+
+func (d *Delivery) roomForDevice(ctx context.Context, u im.UserID) error {
+	devs, err := d.src.DevicesOf(ctx, u)
+	if err != nil {
+		return err
+	}
+	if len(devs) >= d.opt.MaxDevices {
+		return im.Refuse(im.TooMany, "too_many_devices", "this account has %d devices already: remove one", len(devs))
+	}
+	return nil
+}
+
+// place finds what the device has still to get (resume) or sets its cursors to
+// now. It is repeated if the user joined or left a group meanwhile.
+func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int64, out *Attached) error {
+	for {
+		gen := d.generation(l.key.User)
+		parts, err := d.src.Conversations(ctx, l.key.User)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, store.Participation{Conv: im.QueueConv(l.key.User, l.key.Device)})
+		convs := make([]im.ConvID, len(parts))
+		for i, p := range parts {
+			convs[i] = p.Conv
+			if p.Conv.Kind() == im.KindGroup {
+				d.enter(p.Conv.Group(), l)
+			}
+		}
+		heads, err := d.src.Heads(ctx, convs)
+		if err != nil {
+			return err
+		}
+		if resume {
+			err = d.findBehind(ctx, l, parts, heads, lastSeen, out)
+		} else {
+			err = d.startNow(ctx, l, parts, heads)
+		}
+		if err != nil {
+			return err
+		}
+		if d.generation(l.key.User) == gen {
+			return nil
+		}
+		for _, p := range parts {
+			if g := p.Conv.Group(); g != "" {
+				d.leave(g, l)
+			}
+		}
+	}
+}
+
+func (d *Delivery) startNow(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head) error {
+	var cs []store.Cursor
+	for i, p := range parts {
+		if heads[i].Seq > p.Start {
+			cs = append(cs, store.Cursor{Conv: p.Conv, Acked: heads[i].Seq, Sent: heads[i].Seq, Known: true})
+		}
+	}
+	return d.src.ResetCursors(ctx, l.key, cs)
+}
+
+// findBehind lines up, oldest activity first, the tracks the pump starts with.
+func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head, lastSeen int64, out *Attached) error {
+	cursors, err := d.src.Cursors(ctx, l.key)
+	if err != nil {
+		return err
+	}
+	type missed struct {
+		t  *track
+		ts int64
+	}
+	var found []missed
+	out.reads = out.reads[:0]
+	for i, p := range parts {
+		if heads[i].ReadTS > 0 && heads[i].ReadTS >= lastSeen {
+			out.reads = append(out.reads, readable{p.Conv, lastSeen})
+		}
+		c := store.Cursor{Conv: p.Conv}
+		if j, ok := slices.BinarySearchFunc(cursors, p.Conv, func(c store.Cursor, conv im.ConvID) int { return cmp.Compare(c.Conv, conv) }); ok {
+			c = cursors[j]
+		}
+		if heads[i].Seq > max(c.Acked, p.Start) {
+			t := &track{conv: p.Conv, upTo: heads[i].Seq, behind: true}
+			t.resolve(c, p.Start)
+			found = append(found, missed{t, heads[i].TS})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b missed) int { return cmp.Compare(a.ts, b.ts) })
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, m := range found {
+		t := m.t
+		if old := l.tracks[t.conv]; old != nil { // offered since the line was registered
+			t.upTo = max(t.upTo, old.upTo)
+			l.behind = slices.DeleteFunc(l.behind, func(x *track) bool { return x == old })
+		}
+		t.qos, t.stopped = l.view.Conv(t.conv, l.key.User)
+		if l.tracks == nil {
+			l.tracks = make(map[im.ConvID]*track, len(found))
+		}
+		l.tracks[t.conv] = t
+		if t.stopped {
+			t.behind = false
+			continue
+		}
+		l.behind = append(l.behind, t)
+	}
+	return nil
+}
+
+// resolve sets where the track stands from its stored cursor.
+func (t *track) resolve(c store.Cursor, start im.Seq) {
+	t.acked = max(c.Acked, start)
+	t.sent = t.acked
+	t.dupTo = c.Sent
+	t.ahead = slices.DeleteFunc(c.Ahead, func(s im.Seq) bool { return s <= t.acked })
+	t.resolved = true
+}
+
+// Start lets the line deliver: its CONNACK is out. Then it tells the device
+// which read watermarks moved while it was away.
+func (a *Attached) Start(ctx context.Context) {
+	l := a.Line
+	l.mu.Lock()
+	l.started = true
+	l.resume()
+	l.mu.Unlock()
+	for _, r := range a.reads {
+		reads, err := l.d.src.Reads(ctx, r.conv, r.since)
+		if err != nil {
+			return // a watermark is a hint: the conversation list has it too
+		}
+		for _, rd := range reads {
+			l.read(r.conv, rd.User, rd.Seq)
+		}
+	}
+}
+
+// Detach ends a line when its connection has closed: cursors and session are
+// stored. expiry replaces the Session Expiry Interval if the client's
+// DISCONNECT had one. It does nothing for a line that was taken over.
+func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) {
+	mu := d.lock(l.key)
+	mu.Lock()
+	defer mu.Unlock()
+	if !d.retire(ctx, l) {
+		return
+	}
+	if l.transient {
+		if err := d.src.DropDevice(ctx, l.key); err != nil {
+			d.log.Warn("device not forgotten", "device", l.key, "error", err)
+		}
+		return
+	}
+	dev, err := d.src.Device(ctx, l.key)
+	if err != nil {
+		return
+	}
+	now := d.opt.Now().UnixMilli()
+	dev.LastSeen, dev.Session.Ended = now, now
+	if expiry != nil {
+		dev.Session.Expiry = *expiry
+		dev.Session.Present = *expiry > 0
+	}
+	if err := d.src.PutDevice(ctx, dev, false); err != nil {
+		d.log.Warn("device row not updated", "device", l.key, "error", err)
+	}
+}
+
+// Forget removes a device: it is disconnected, and returns as a new one.
+func (d *Delivery) Forget(ctx context.Context, k im.DeviceKey) error {
+	mu := d.lock(k)
+	mu.Lock()
+	defer mu.Unlock()
+	if l := d.Line(k); l != nil {
+		l.wire.Close(Removed)
+		d.retire(ctx, l)
+	}
+	return d.src.DropDevice(ctx, k)
+}
+
+// SaveSession stores the subscriptions of a connected device, durably: a SUBACK
+// follows. It sets the line's view.
+func (d *Delivery) SaveSession(ctx context.Context, l *Line, subs []store.Subscription) error {
+	mu := d.lock(l.key)
+	mu.Lock()
+	defer mu.Unlock()
+	l.mu.Lock()
+	closed := l.closed
+	l.mu.Unlock()
+	if closed {
+		return nil
+	}
+	dev, err := d.src.Device(ctx, l.key)
+	if err != nil {
+		return err
+	}
+	dev.Session.Subs = subs
+	if err := d.src.PutDevice(ctx, dev, dev.Session.Present); err != nil {
+		return err
+	}
+	l.SetView(NewView(subs))
+	return nil
+}
+
+// retire closes the line, takes it out of the house and stores its cursors.
+// It reports false if that was done before.
+func (d *Delivery) retire(ctx context.Context, l *Line) bool {
+	l.storing.Lock()
+	defer l.storing.Unlock()
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return false
+	}
+	l.closed = true
+	for _, t := range l.tracks {
+		t.dirty = t.dirty || (t.resolved && t.sent > t.acked) // so that a resend has DUP
+	}
+	cs := l.takeCursors()
+	l.flights, l.behind, l.waiting = ring{}, nil, nil
+	l.mu.Unlock()
+
+	d.unregister(l)
+	d.storeCursors(ctx, l.key, cs)
+	d.count(-1)
+	return true
+}
+
+func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.Cursor) {
+	if len(cs) == 0 {
+		return
+	}
+	if err := d.src.PutCursors(ctx, k, cs); err != nil {
+		// The device gets again what it acknowledged since: repeated, not lost.
+		d.log.Warn("cursors not stored", "device", k, "cursors", len(cs), "error", err)
+		return
+	}
+	for _, c := range cs {
+		if c.Conv.Kind() != im.KindQueue {
+			continue
+		}
+		if err := d.src.Trim(ctx, c.Conv, c.Acked); err != nil {
+			d.log.Warn("queue not trimmed", "device", k, "error", err)
+		}
+	}
+}
+
+func (d *Delivery) register(l *Line) {
+	s := &d.users[shard(l.key.User)]
+	s.Lock()
+	defer s.Unlock()
+	u := s.m[l.key.User]
+	if u == nil {
+		u = &userLines{}
+		s.m[l.key.User] = u
+	}
+	u.lines = append(u.lines, l)
+}
+
+// unregister takes the line out of the user and of every group's room.
+func (d *Delivery) unregister(l *Line) {
+	s := &d.users[shard(l.key.User)]
+	s.Lock()
+	if u := s.m[l.key.User]; u != nil {
+		u.lines = slices.DeleteFunc(slices.Clone(u.lines), func(x *Line) bool { return x == l })
+		if len(u.lines) == 0 {
+			delete(s.m, l.key.User)
+		}
+	}
+	s.Unlock()
+	for _, g := range l.takeRooms() {
+		d.leave(g, l)
+	}
+}
+
+func (d *Delivery) generation(u im.UserID) uint64 {
+	s := &d.users[shard(u)]
+	s.RLock()
+	defer s.RUnlock()
+	if s.m[u] == nil {
+		return 0
+	}
+	return s.m[u].gen
+}
+
+func (d *Delivery) count(delta int64) {
+	n := d.lines.Add(delta)
+	if d.opt.Events.Lines != nil {
+		d.opt.Events.Lines(int(n))
+	}
+}
+
+// expired reports whether a session's time was up before now.
+func expired(s store.Session, now int64) bool {
+	return s.Ended > 0 && s.Expiry != 0xFFFFFFFF && s.Ended+int64(s.Expiry)*1000 <= now
+}
+
+func onlyIM(filter string) bool {
+	f, err := im.ParseFilter(filter)
+	if err != nil {
+		return false
+	}
+	_, plain := f.Overlaps()
+	return !plain
+}
+
+func hasPlain(subs []store.Subscription) bool {
+	return slices.ContainsFunc(subs, func(s store.Subscription) bool { return !onlyIM(s.Filter) })
+}
+
+func readBody(user im.UserID, seq im.Seq) []byte {
+	b := append([]byte(`{"user":"`), user...)
+	b = append(b, `","seq":`...)
+	return append(strconv.AppendUint(b, uint64(seq), 10), '}')
+}

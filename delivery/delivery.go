@@ -1,0 +1,319 @@
+package delivery
+
+import (
+	"context"
+	"hash/maphash"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Source is what delivery needs of the store.
+type Source interface {
+	Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, maxBytes int) ([]*im.Entry, error)
+	Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, error)
+	Trim(ctx context.Context, conv im.ConvID, upTo im.Seq) error
+	Conversations(ctx context.Context, u im.UserID) ([]store.Participation, error)
+	Member(ctx context.Context, g im.GroupID, u im.UserID) (store.Member, error)
+	Reads(ctx context.Context, conv im.ConvID, since int64) ([]store.Read, error)
+	store.Devices
+}
+
+// Events announces what an operator wants to count. All fields may be nil.
+type Events struct {
+	Dropped func(queue string)  // a bounded volatile queue was full
+	Behind  func(delta int)     // lines that wait for a pump, as a gauge
+	Lines   func(connected int) // lines attached now
+}
+
+// Options configure a Delivery. Source is needed.
+type Options struct {
+	Source  Source
+	Window  int // most QoS 1 packets unacknowledged per line; default 256
+	Workers int // pump goroutines; default 2 × GOMAXPROCS
+	// MaxDevices is how many devices a user may have; default 1,000.
+	MaxDevices int
+	// ForgetAfter is how long an unused device is known; default 90 days.
+	ForgetAfter time.Duration
+	Now         func() time.Time
+	Log         *slog.Logger
+	Events      Events
+}
+
+// Delivery is the room. Make it with New, then Run it.
+type Delivery struct {
+	opt Options
+	src Source
+	log *slog.Logger
+
+	users  [numShards]userShard
+	rooms  [numShards]roomShard
+	device [numLocks]sync.Mutex // serialises attach and detach of one device
+
+	work  workList
+	dirty struct {
+		sync.Mutex
+		lines []*Line
+	}
+	lines     atomic.Int64
+	delivered atomic.Uint64
+}
+
+const (
+	numShards = 64
+	numLocks  = 512
+)
+
+type userShard struct {
+	sync.RWMutex
+	m map[im.UserID]*userLines
+}
+
+// userLines is a user with at least one device here.
+type userLines struct {
+	lines []*Line
+	gen   uint64 // membership changes seen; guards attach against a Joined or Left meanwhile
+}
+
+type roomShard struct {
+	sync.RWMutex
+	m map[im.GroupID]map[*Line]struct{}
+}
+
+var seed = maphash.MakeSeed()
+
+func shard[T ~string](id T) uint64 { return maphash.String(seed, string(id)) % numShards }
+
+// New makes a Delivery. It starts nothing.
+func New(o Options) *Delivery {
+	if o.Window <= 0 {
+		o.Window = 256
+	}
+	if o.Workers <= 0 {
+		o.Workers = 2 * runtime.GOMAXPROCS(0)
+	}
+	if o.MaxDevices <= 0 {
+		o.MaxDevices = 1000
+	}
+	if o.ForgetAfter <= 0 {
+		o.ForgetAfter = 90 * 24 * time.Hour
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &Delivery{opt: o, src: o.Source, log: o.Log}
+	for i := range d.users {
+		d.users[i].m = make(map[im.UserID]*userLines)
+		d.rooms[i].m = make(map[im.GroupID]map[*Line]struct{})
+	}
+	d.work.init()
+	return d
+}
+
+// Run serves lines that are behind and flushes cursors until ctx is done.
+// Lines still attached then must be detached by their owners.
+func (d *Delivery) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for range d.opt.Workers {
+		wg.Go(func() { d.pumpWorker(ctx) })
+	}
+	wg.Go(func() { d.flushCursors(ctx) })
+	wg.Go(func() { d.forgetUnused(ctx) })
+	<-ctx.Done()
+	d.work.close()
+	wg.Wait()
+	return nil
+}
+
+// Offer takes a committed entry: the door chat declares. It is called in seq
+// order per conversation.
+func (d *Delivery) Offer(e *im.Entry) {
+	p := &Parcel{Entry: e}
+	switch e.Conv.Kind() {
+	case im.KindDM:
+		a, b := e.Conv.Pair()
+		d.offerUser(a, p)
+		if a != b {
+			d.offerUser(b, p)
+		}
+	case im.KindGroup:
+		g := e.Conv.Group()
+		s := &d.rooms[shard(g)]
+		s.RLock()
+		for l := range s.m[g] {
+			l.offer(p)
+		}
+		s.RUnlock()
+	case im.KindAccount:
+		d.offerUser(e.Conv.Owner(), p)
+	case im.KindQueue:
+		dev := e.Conv.QueueDevice()
+		s, u := d.user(e.Conv.Owner())
+		s.RLock()
+		for _, l := range s.m[u].get() {
+			if l.key.Device == dev {
+				l.offer(p)
+			}
+		}
+		s.RUnlock()
+	}
+}
+
+func (d *Delivery) user(u im.UserID) (*userShard, im.UserID) { return &d.users[shard(u)], u }
+
+func (u *userLines) get() []*Line {
+	if u == nil {
+		return nil
+	}
+	return u.lines
+}
+
+func (d *Delivery) offerUser(u im.UserID, p *Parcel) {
+	s := &d.users[shard(u)]
+	s.RLock()
+	for _, l := range s.m[u].get() {
+		l.offer(p)
+	}
+	s.RUnlock()
+}
+
+// linesOf returns u's lines now; the slice is the caller's.
+func (d *Delivery) linesOf(u im.UserID) []*Line {
+	s := &d.users[shard(u)]
+	s.RLock()
+	defer s.RUnlock()
+	return append([]*Line(nil), s.m[u].get()...)
+}
+
+// Lines returns the connected lines of u.
+func (d *Delivery) Lines(u im.UserID) []*Line { return d.linesOf(u) }
+
+// Line returns the connected line of a device, or nil.
+func (d *Delivery) Line(k im.DeviceKey) *Line {
+	for _, l := range d.linesOf(k.User) {
+		if l.key == k {
+			return l
+		}
+	}
+	return nil
+}
+
+// Each calls fn for every connected line.
+func (d *Delivery) Each(fn func(*Line)) {
+	for i := range d.users {
+		s := &d.users[i]
+		s.RLock()
+		var all []*Line
+		for _, u := range s.m {
+			all = append(all, u.lines...)
+		}
+		s.RUnlock()
+		for _, l := range all {
+			fn(l)
+		}
+	}
+}
+
+// Delivered is how many entries were written to devices, first time or again.
+func (d *Delivery) Delivered() uint64 { return d.delivered.Load() }
+
+// Connected is the number of lines.
+func (d *Delivery) Connected() int { return int(d.lines.Load()) }
+
+// Kick closes the connections of u for which match is true (nil: all), and
+// returns how many.
+func (d *Delivery) Kick(u im.UserID, reason CloseReason, match func(*Line) bool) int {
+	n := 0
+	for _, l := range d.linesOf(u) {
+		if match == nil || match(l) {
+			l.wire.Close(reason)
+			n++
+		}
+	}
+	return n
+}
+
+func (d *Delivery) lock(k im.DeviceKey) *sync.Mutex {
+	return &d.device[maphash.Comparable(seed, k)%numLocks]
+}
+
+// Joined puts the user's lines into the group's room.
+func (d *Delivery) Joined(g im.GroupID, user im.UserID, _ im.Seq) {
+	s := &d.users[shard(user)]
+	s.Lock()
+	u := s.m[user]
+	if u != nil {
+		u.gen++
+	}
+	lines := append([]*Line(nil), u.get()...)
+	s.Unlock()
+	for _, l := range lines {
+		d.enter(g, l)
+		// What was offered before the line was in the room is found by the pump.
+		l.mu.Lock()
+		if t := l.track(im.GroupConv(g)); !t.resolved {
+			l.fallBehind(t)
+		}
+		l.mu.Unlock()
+	}
+}
+
+// Left takes the user's lines out of the group's room and forgets what they had
+// still to get from it.
+func (d *Delivery) Left(g im.GroupID, user im.UserID) {
+	s := &d.users[shard(user)]
+	s.Lock()
+	u := s.m[user]
+	if u != nil {
+		u.gen++
+	}
+	lines := append([]*Line(nil), u.get()...)
+	s.Unlock()
+	for _, l := range lines {
+		d.leave(g, l)
+		l.forget(im.GroupConv(g))
+	}
+}
+
+func (d *Delivery) enter(g im.GroupID, l *Line) {
+	l.roomMu.Lock()
+	defer l.roomMu.Unlock()
+	if !slices.Contains(l.rooms, g) {
+		l.rooms = append(l.rooms, g)
+	}
+	s := &d.rooms[shard(g)]
+	s.Lock()
+	defer s.Unlock()
+	if s.m[g] == nil {
+		s.m[g] = make(map[*Line]struct{}, 1)
+	}
+	s.m[g][l] = struct{}{}
+}
+
+func (d *Delivery) leave(g im.GroupID, l *Line) {
+	l.roomMu.Lock()
+	l.rooms = slices.DeleteFunc(l.rooms, func(x im.GroupID) bool { return x == g })
+	l.roomMu.Unlock()
+	s := &d.rooms[shard(g)]
+	s.Lock()
+	defer s.Unlock()
+	delete(s.m[g], l)
+	if len(s.m[g]) == 0 {
+		delete(s.m, g)
+	}
+}
+
+func (d *Delivery) dropped(queue string) {
+	if d.opt.Events.Dropped != nil {
+		d.opt.Events.Dropped(queue)
+	}
+}

@@ -1,0 +1,460 @@
+package delivery
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Line is one connected device: what was sent to it, what it acknowledged, and
+// what it still has to get. Made by Delivery.Attach, ended by Detach.
+type Line struct {
+	d    *Delivery
+	key  im.DeviceKey
+	wire Wire
+
+	transient bool       // forgotten when it detaches
+	storing   sync.Mutex // held from taking cursors until they are stored: a cursor never goes back
+
+	mu       sync.Mutex
+	window   int // QoS 1 packets that may be unacknowledged: ≤ the client's Receive Maximum
+	view     View
+	closed   bool
+	started  bool // CONNACK is out; before that everything waits
+	inactive bool // me/state: not woken for ephemera
+	full     bool // the wire is over its mark; Writable clears it
+
+	flights  ring // unacknowledged packets, in the order sent
+	inflight int  // those of flights that are not acknowledged
+	lastID   uint16
+
+	tracks  map[im.ConvID]*track
+	behind  []*track // tracks the pump has to serve, in turn
+	queued  bool     // a pump worker has or will get this line
+	dirty   bool     // on the flusher's list
+	waiting []waiting
+
+	rooms  []im.GroupID // groups whose room holds this line; guarded by roomMu
+	roomMu sync.Mutex
+}
+
+// waiting is a QoS 1 note that found the window closed.
+type waiting struct {
+	note   *Note
+	parcel *Parcel
+}
+
+// maxWaiting bounds the volatile queue of a line; beyond it notes are dropped
+// and counted, as QoS 1 without a session allows.
+const maxWaiting = 1000
+
+// maxSpan bounds the ring: a client that never acknowledges one packet, but all
+// after it, stalls here. Far below 65,535, so that packet ids never collide.
+const maxSpan = 16384
+
+// track is one conversation on one line.
+type track struct {
+	conv     im.ConvID
+	sent     im.Seq   // everything up to here was written on this connection, or needs no writing
+	acked    im.Seq   // the cursor: acked <= sent
+	ahead    []im.Seq // acknowledged beyond acked, ascending
+	dupTo    im.Seq   // a write up to here is a repetition: DUP
+	upTo     im.Seq   // the highest seq known to exist
+	resolved bool     // sent and acked are known
+	behind   bool     // in Line.behind or in the hands of the pump
+	stopped  bool     // unsubscribed: nothing is written
+	dirty    bool     // acked moved since the last flush
+	qos      byte
+}
+
+// flight is one packet on the wire; track is nil for a note.
+type flight struct {
+	track *track
+	seq   im.Seq
+	acked bool
+}
+
+// offer is the live path: no store read, no allocation once the track exists.
+func (l *Line) offer(p *Parcel) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	t := l.track(p.Conv)
+	if p.Seq > t.upTo {
+		t.upTo = p.Seq
+	}
+	if t.behind || t.stopped || (t.resolved && p.Seq <= t.sent) {
+		return
+	}
+	if !l.started || !t.resolved || p.Seq != t.sent+1 || !l.write(t, p) {
+		l.fallBehind(t)
+	}
+}
+
+// track returns the line's track of conv, an unresolved one if it is new.
+func (l *Line) track(conv im.ConvID) *track {
+	t := l.tracks[conv]
+	if t == nil {
+		t = &track{conv: conv}
+		t.qos, t.stopped = l.view.Conv(conv, l.key.User)
+		if l.tracks == nil {
+			l.tracks = make(map[im.ConvID]*track, 4)
+		}
+		l.tracks[conv] = t
+	}
+	return t
+}
+
+// write sends the entry after t.sent, or passes over it, and reports false if
+// the window or the wire is full. Caller holds mu.
+func (l *Line) write(t *track, p *Parcel) bool {
+	if l.own(p.Entry) {
+		t.sent = p.Seq
+		l.settle(t, p.Seq)
+		return true
+	}
+	if t.qos == 0 {
+		switch l.wire.Deliver(p, 0, 0, false) {
+		case Full, Closed:
+			l.full = true // a closed wire never says Writable: the line rests until it is detached
+			return false
+		}
+		l.d.delivered.Add(1)
+		t.sent = p.Seq
+		l.settle(t, p.Seq) // at QoS 0, written is acknowledged
+		return true
+	}
+	if _, ok := slices.BinarySearch(t.ahead, p.Seq); ok {
+		t.sent = p.Seq // acknowledged on an earlier connection
+		return true
+	}
+	if !l.room() {
+		return false
+	}
+	id := l.nextID()
+	switch l.wire.Deliver(p, 1, id, p.Seq <= t.dupTo) {
+	case Full, Closed:
+		l.full = true
+		return false
+	case TooBig:
+		t.sent = p.Seq
+		l.settle(t, p.Seq)
+		return true
+	}
+	l.d.delivered.Add(1)
+	l.lastID = id
+	l.flights.push(flight{track: t, seq: p.Seq})
+	l.inflight++
+	t.sent = p.Seq
+	return true
+}
+
+// own reports whether this device wrote the entry: it knows it from its PUBACK.
+func (l *Line) own(e *im.Entry) bool {
+	return e.Device == l.key.Device && e.From == l.key.User && e.Op != im.OpEvent && e.Op != im.OpPublish
+}
+
+func (l *Line) room() bool { return l.inflight < l.window && l.flights.len() < maxSpan }
+
+// nextID is the packet id after the last one. Ids are handed out in a circle
+// and the ring is shorter than it, so none is in use twice [MQTT-2.2.1-3].
+func (l *Line) nextID() uint16 {
+	if l.lastID == 65535 {
+		return 1
+	}
+	return l.lastID + 1
+}
+
+// Ack takes the device's PUBACK. It reports false for an id that is not in
+// flight, which a client may send after a takeover: it is ignored.
+func (l *Line) Ack(packet uint16) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.flight(packet)
+	if f == nil || f.acked {
+		return false
+	}
+	f.acked = true
+	l.inflight--
+	if f.track != nil {
+		l.settle(f.track, f.seq)
+	}
+	for l.flights.len() > 0 && l.flights.at(0).acked {
+		l.flights.pop()
+	}
+	l.resume()
+	return true
+}
+
+// flight finds a packet in the ring by its distance from the last id.
+func (l *Line) flight(packet uint16) *flight {
+	n := l.flights.len()
+	if packet == 0 || n == 0 {
+		return nil
+	}
+	back := (int(l.lastID) - int(packet) + 65535) % 65535
+	if back >= n {
+		return nil
+	}
+	return l.flights.at(n - 1 - back)
+}
+
+// settle records that seq needs nothing more, and moves the cursor over all
+// that is settled without a hole.
+func (l *Line) settle(t *track, seq im.Seq) {
+	switch {
+	case seq <= t.acked:
+		return
+	case seq == t.acked+1:
+		t.acked = seq
+		n := 0
+		for n < len(t.ahead) && t.ahead[n] <= t.acked+1 {
+			t.acked = max(t.acked, t.ahead[n])
+			n++
+		}
+		if n > 0 {
+			t.ahead = append(t.ahead[:0], t.ahead[n:]...)
+		}
+	default:
+		if i, ok := slices.BinarySearch(t.ahead, seq); !ok {
+			t.ahead = slices.Insert(t.ahead, i, seq)
+		}
+	}
+	t.dirty = true
+	if !l.dirty {
+		l.dirty = true
+		l.d.markDirty(l)
+	}
+}
+
+// fallBehind hands the track to the pump. Caller holds mu.
+func (l *Line) fallBehind(t *track) {
+	if t.behind || t.stopped {
+		return
+	}
+	t.behind = true
+	l.behind = append(l.behind, t)
+	l.resume()
+}
+
+// resume asks for a pump if there is work and room. Caller holds mu.
+func (l *Line) resume() {
+	if l.closed || !l.started || l.full {
+		return
+	}
+	for len(l.waiting) > 0 && l.room() {
+		w := l.waiting[0]
+		if out := l.writeVolatile(w, 1); out == Full || out == Closed {
+			return
+		}
+		l.waiting[0] = waiting{}
+		l.waiting = l.waiting[1:]
+	}
+	if len(l.waiting) == 0 {
+		l.waiting = nil
+	}
+	if len(l.behind) == 0 || l.queued {
+		return
+	}
+	// Half a window at a time: one read and one burst instead of a packet per PUBACK.
+	if l.inflight > 0 && l.window-l.inflight < (l.window+1)/2 {
+		return
+	}
+	l.queued = true
+	l.d.pump(l)
+}
+
+// Writable tells that the wire has drained after a Full.
+func (l *Line) Writable() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.full = false
+	l.resume()
+}
+
+// Note sends n at qos 0 or 1. At QoS 1 it waits for the window in a bounded
+// queue; at QoS 0, or when that is full, it is dropped and counted.
+func (l *Line) Note(n *Note, qos byte) { l.volatile(waiting{note: n}, qos) }
+
+// Volatile sends an entry that is in no log of this device: what the plain
+// space has for a session without a queue.
+func (l *Line) Volatile(p *Parcel, qos byte) { l.volatile(waiting{parcel: p}, qos) }
+
+func (l *Line) volatile(w waiting, qos byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed || (qos == 0 && !l.started):
+		l.d.dropped("note")
+		return
+	case qos == 0:
+		if l.writeVolatile(w, 0) == Full {
+			l.d.dropped("note")
+		}
+		return
+	}
+	if l.started && !l.full && len(l.waiting) == 0 && l.room() {
+		if l.writeVolatile(w, 1) != Full {
+			return
+		}
+	}
+	if len(l.waiting) >= maxWaiting {
+		l.d.dropped("line")
+		return
+	}
+	l.waiting = append(l.waiting, w)
+}
+
+func (l *Line) writeVolatile(w waiting, qos byte) Outcome {
+	id := uint16(0)
+	if qos > 0 {
+		id = l.nextID()
+	}
+	var out Outcome
+	if w.note != nil {
+		out = l.wire.Send(w.note, qos, id)
+	} else {
+		out = l.wire.Deliver(w.parcel, qos, id, false)
+	}
+	if out == Full || out == Closed {
+		l.full = true
+	}
+	if out == Written && qos > 0 {
+		l.lastID = id
+		l.flights.push(flight{})
+		l.inflight++
+	}
+	return out
+}
+
+// SetView changes what the device wants to see of the IM topics. What it
+// stopped and wants again comes from the cursor on.
+func (l *Line) SetView(v View) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.view = v
+	for _, t := range l.tracks {
+		was := t.stopped
+		t.qos, t.stopped = v.Conv(t.conv, l.key.User)
+		if was && !t.stopped && (!t.resolved || t.upTo > t.sent) {
+			l.fallBehind(t)
+		}
+	}
+}
+
+// SetInactive takes the device's me/state.
+func (l *Line) SetInactive(v bool) {
+	l.mu.Lock()
+	l.inactive = v
+	l.mu.Unlock()
+}
+
+// wants reports whether the device takes ephemera on topic now.
+func (l *Line) wants(topic string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.started && !l.closed && !l.inactive && !l.view.Stops(topic)
+}
+
+// wantsAlways is wants for what an inactive device is woken for too.
+func (l *Line) wantsAlways(topic string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.started && !l.closed && !l.view.Stops(topic)
+}
+
+// WantsSent reports whether the device subscribed to "sent".
+func (l *Line) WantsSent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view.Sent
+}
+
+// Key returns whose device this is.
+func (l *Line) Key() im.DeviceKey { return l.key }
+
+// Wire returns the connection.
+func (l *Line) Wire() Wire { return l.wire }
+
+// read tells the device how far user has read conv.
+func (l *Line) read(conv im.ConvID, user im.UserID, seq im.Seq) {
+	topic := conv.Topic(l.key.User) + "/read"
+	if l.wants(topic) {
+		l.Note(&Note{Topic: topic, Body: readBody(user, seq), Type: "application/json"}, 1)
+	}
+}
+
+// forget drops the track of a conversation the user has no part in any more.
+func (l *Line) forget(conv im.ConvID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tracks[conv]
+	if t == nil {
+		return
+	}
+	t.stopped = true // the pump may hold it
+	delete(l.tracks, conv)
+	l.behind = slices.DeleteFunc(l.behind, func(x *track) bool { return x == t })
+}
+
+// takeRooms returns the rooms the line is in and forgets them.
+func (l *Line) takeRooms() []im.GroupID {
+	l.roomMu.Lock()
+	defer l.roomMu.Unlock()
+	r := l.rooms
+	l.rooms = nil
+	return r
+}
+
+// takeCursors returns the cursors that moved since the last call. Caller holds mu.
+func (l *Line) takeCursors() []store.Cursor {
+	l.dirty = false
+	var cs []store.Cursor
+	for _, t := range l.tracks {
+		if t.dirty {
+			t.dirty = false
+			cs = append(cs, t.cursor())
+		}
+	}
+	return cs
+}
+
+func (t *track) cursor() store.Cursor {
+	return store.Cursor{Conv: t.conv, Acked: t.acked, Sent: max(t.sent, t.dupTo), Ahead: slices.Clone(t.ahead), Known: true}
+}
+
+// ring is a growing circular queue of flights.
+type ring struct {
+	buf  []flight
+	head int
+	n    int
+}
+
+func (r *ring) len() int { return r.n }
+
+func (r *ring) at(i int) *flight { return &r.buf[(r.head+i)&(len(r.buf)-1)] }
+
+func (r *ring) push(f flight) {
+	if r.n == len(r.buf) {
+		next := make([]flight, max(8, 2*len(r.buf)))
+		for i := range r.n {
+			next[i] = *r.at(i)
+		}
+		r.buf, r.head = next, 0
+	}
+	r.n++
+	*r.at(r.n - 1) = f
+}
+
+func (r *ring) pop() {
+	r.buf[r.head] = flight{}
+	r.head = (r.head + 1) & (len(r.buf) - 1)
+	r.n--
+	if r.n == 0 && len(r.buf) > 64 {
+		r.buf = nil // an idle line gives its burst back
+	}
+}

@@ -1,0 +1,93 @@
+package delivery
+
+import (
+	"slices"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// View is what a device wants to see of its IM topics. The zero View is what a
+// device gets that subscribed to nothing: everything but "sent", at QoS 1.
+type View struct {
+	subs  []filterQoS
+	stops []im.Filter
+	Sent  bool // wants "sent": only a subscription by that name turns it on
+}
+
+type filterQoS struct {
+	im.Filter
+	qos byte
+}
+
+// Stop is the QoS under which a session keeps an UNSUBSCRIBE that stops IM topics.
+const Stop = 0x80
+
+// NewView makes the view of a session's subscriptions. Filters that cannot
+// match an IM topic are left out.
+func NewView(subs []store.Subscription) View {
+	var v View
+	for _, s := range subs {
+		f, err := im.ParseFilter(s.Filter)
+		if err != nil || f.Share != "" {
+			continue
+		}
+		if inIM, _ := f.Overlaps(); !inIM {
+			continue
+		}
+		switch {
+		case s.QoS == Stop:
+			v.stops = append(v.stops, f)
+		default:
+			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1)})
+			v.Sent = v.Sent || f.Topic == "sent"
+		}
+	}
+	return v
+}
+
+// Stoppable reports whether an UNSUBSCRIBE of filter stops IM topics: it is one
+// of the whole families, named exactly.
+func Stoppable(filter string) bool { return slices.Contains(families, filter) }
+
+var families = []string{"dm/+", "g/+", "me/+", "dm/#", "g/#", "me/#", "presence/+", "presence/#", "error",
+	"dm/+/read", "g/+/read", "dm/+/typing", "g/+/typing", "dm/+/signal", "g/+/signal"}
+
+// Conv returns the QoS at which a log is served and whether it is stopped.
+func (v *View) Conv(conv im.ConvID, user im.UserID) (qos byte, stopped bool) {
+	switch conv.Kind() {
+	case im.KindQueue:
+		return 1, false
+	case im.KindAccount:
+		return v.topic("me/-") // stands for every event
+	}
+	return v.topic(conv.Topic(user))
+}
+
+// Stops reports whether an ephemeral topic is not wanted.
+func (v *View) Stops(topic string) bool {
+	_, stopped := v.topic(topic)
+	return stopped
+}
+
+func (v *View) topic(topic string) (qos byte, stopped bool) {
+	if len(v.subs) == 0 && len(v.stops) == 0 {
+		return 1, false
+	}
+	matched := false
+	for _, s := range v.subs {
+		if s.Match(topic) {
+			matched = true
+			qos = max(qos, s.qos)
+		}
+	}
+	if matched {
+		return qos, false
+	}
+	for _, s := range v.stops {
+		if s.Match(topic) {
+			return 1, true
+		}
+	}
+	return 1, false
+}
