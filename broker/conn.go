@@ -1,0 +1,463 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/parley-im/parley/delivery"
+)
+
+// Conn is one client's connection. Its read loop runs in Handle's goroutine;
+// everything else may be called from any.
+type Conn struct {
+	b       *Broker
+	nc      net.Conn
+	session Session
+
+	// Set by the handshake, constant afterwards.
+	version   byte // 4 or 5
+	keepAlive time.Duration
+	maxPacket int  // the client's Maximum Packet Size; 0 none
+	noProblem bool // Request Problem Information 0: acknowledgements carry no properties
+	envelope  bool // deliveries carry the JSON envelope
+
+	acks   acks
+	out    outbox
+	closed struct {
+		sync.Once
+		reason string
+	}
+	drained chan struct{} // closed when the reader has stopped and all it took is acknowledged
+	done    chan struct{} // closed when the connection has ended
+}
+
+// Version returns the MQTT protocol version: 4 (3.1.1) or 5.
+func (c *Conn) Version() byte { return c.version }
+
+// RemoteAddr is the client's address.
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+// LocalAddr is ours.
+func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
+
+// NetConn is the connection below, for TLS state.
+func (c *Conn) NetConn() net.Conn { return c.nc }
+
+// SetEnvelope makes deliveries carry the JSON envelope (MQTT 5; 3.1.1 always
+// does). For the gate, before Start.
+func (c *Conn) SetEnvelope() { c.envelope = true }
+
+// Handle serves a connection until it ends. It owns nc and closes it.
+func (b *Broker) Handle(nc net.Conn) {
+	c := &Conn{b: b, nc: nc, drained: make(chan struct{}), done: make(chan struct{})}
+	c.acks.init()
+	c.out.init(c)
+	defer func() {
+		if r := recover(); r != nil {
+			b.log.Error("panic in a connection, which was closed", "remote", nc.RemoteAddr().String(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			if b.opt.Events.Panic != nil {
+				b.opt.Events.Panic()
+			}
+		}
+		c.out.shut()
+		_ = nc.Close()
+		b.remove(c)
+		close(c.done)
+	}()
+	if !c.connect() {
+		c.out.finish(closePatience)
+		return
+	}
+	var bye *packets.Packet
+	defer func() { // also after a panic: the session must not outlive its connection
+		c.acks.close()
+		c.session.Close(bye)
+	}()
+	c.session.Start()
+	err := c.read(&bye)
+	c.end(err)
+}
+
+// connect reads and answers the CONNECT.
+func (c *Conn) connect() bool {
+	_ = c.nc.SetReadDeadline(time.Now().Add(c.b.opt.ConnectTimeout))
+	frame, err := readFirst(c.nc)
+	if err != nil {
+		c.b.refused("handshake")
+		var fe *FrameError
+		if errors.As(err, &fe) && fe.Code == packets.ErrUnsupportedProtocolVersion.Code {
+			// [MQTT-3.1.2-2]: 3.1.1 clients know return code 1, and so do those of older versions.
+			c.out.write([]byte{packets.Connack << 4, 2, 0, 1})
+		}
+		return false
+	}
+	c.version = protocolVersion(frame)
+	connack, ack, ok := c.b.handshake(c, frame)
+	if len(connack) > 0 {
+		c.out.write(connack)
+	}
+	if !ok {
+		if ack.Session != nil {
+			ack.Session.Close(nil)
+		}
+		c.b.refused("connect")
+		return false
+	}
+	c.session = ack.Session
+	if !c.b.add(c) {
+		c.Close(delivery.ShuttingDown)
+		ack.Session.Close(nil)
+		return false
+	}
+	return true
+}
+
+// readFirst reads one frame byte-exactly: what follows stays in the socket.
+// Anything but a sound CONNECT of at most connectMax bytes is an error.
+func readFirst(nc net.Conn) ([]byte, error) {
+	buf := make([]byte, 0, 256)
+	need := 2
+	for {
+		n := len(buf)
+		buf = append(buf, make([]byte, need-n)...)
+		if _, err := io.ReadFull(nc, buf[n:]); err != nil {
+			return nil, err
+		}
+		if buf[0]>>4 != packets.Connect {
+			return nil, &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "the first packet is not CONNECT"} // [MQTT-3.1.0-1]
+		}
+		head, total, err := HeaderLen(buf)
+		switch {
+		case errors.Is(err, ErrNeedMore):
+			need = len(buf) + 1
+		case err != nil:
+			return nil, err
+		case total > connectMax:
+			return nil, &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "CONNECT is over 8 KiB"}
+		case len(buf) == total:
+			return buf, CheckConnect(buf[head:])
+		default:
+			need = total
+		}
+	}
+}
+
+// protocolVersion reads the level out of a checked CONNECT.
+func protocolVersion(frame []byte) byte {
+	head, _, _ := HeaderLen(frame)
+	return frame[head+2+int(frame[head])<<8+int(frame[head+1])]
+}
+
+// errEnd is a proper end: DISCONNECT came.
+var errEnd = errors.New("client disconnected")
+
+// Read buffer sizes: an idle connection holds the small one.
+const (
+	readSmall = 512
+	readLarge = 16 << 10
+)
+
+var readPool = sync.Pool{New: func() any { b := make([]byte, readLarge); return &b }}
+
+// read is the loop: take what the socket has, handle every whole frame in it,
+// flush the burst. The keep-alive deadline is armed only when it fires, from
+// the time of the last packet [MQTT-3.1.2-22].
+func (c *Conn) read(bye **packets.Packet) error {
+	small := make([]byte, readSmall)
+	buf, pooled := small, (*[]byte)(nil)
+	defer func() {
+		if pooled != nil {
+			readPool.Put(pooled)
+		}
+	}()
+	r, w, quiet := 0, 0, 0
+	last := time.Now()
+	c.arm(last)
+	for {
+		// Handle what is whole.
+		handled := 0
+		for w-r >= 2 {
+			head, total, err := HeaderLen(buf[r:w])
+			if errors.Is(err, ErrNeedMore) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			if total > c.b.opt.MaxPacket {
+				return &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "packet over the Maximum Packet Size"}
+			}
+			if w-r < total {
+				if total > len(buf) { // does not fit: a buffer of its own
+					big := make([]byte, total)
+					w = copy(big, buf[r:w])
+					r = 0
+					if pooled != nil {
+						readPool.Put(pooled)
+						pooled = nil
+					}
+					buf = big
+				}
+				break
+			}
+			if err := c.handle(buf[r], buf[r+head:r+total], bye); err != nil {
+				c.session.Flush()
+				return err
+			}
+			r += total
+			handled++
+		}
+		if handled > 0 {
+			c.session.Flush()
+			if c.b.opt.Events.PacketsIn != nil {
+				c.b.opt.Events.PacketsIn(handled)
+			}
+		}
+		// Make room: the rest to the front, the right size of buffer.
+		switch {
+		case r == w:
+			r, w = 0, 0
+			if quiet >= 4 && len(buf) != readSmall { // a calm connection gives its buffer back
+				if pooled != nil {
+					readPool.Put(pooled)
+					pooled = nil
+				}
+				buf = small
+			}
+		case r > 0 && (w == len(buf) || len(buf)-r < readSmall/2):
+			w = copy(buf, buf[r:w])
+			r = 0
+		}
+		n, err := c.nc.Read(buf[w:])
+		if err != nil {
+			if c.keepAlive > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.acks.stopping() && c.arm(last) {
+				continue
+			}
+			return err
+		}
+		if c.b.opt.Events.BytesIn != nil {
+			c.b.opt.Events.BytesIn(n)
+		}
+		w += n
+		if whole(buf[r:w]) {
+			last = time.Now()
+		}
+		switch {
+		case w == len(buf) && len(buf) == readSmall:
+			pooled = readPool.Get().(*[]byte)
+			w = copy(*pooled, buf[r:w])
+			buf, r, quiet = *pooled, 0, 0
+		case n < readSmall/2:
+			quiet++
+		default:
+			quiet = 0
+		}
+	}
+}
+
+// whole reports whether b begins with a whole frame: only that is a sign of life.
+func whole(b []byte) bool {
+	if len(b) < 2 {
+		return false
+	}
+	_, total, err := HeaderLen(b)
+	return err == nil && len(b) >= total
+}
+
+// arm sets the read deadline 1.5 keep-alives after last. It reports false if
+// that has passed.
+func (c *Conn) arm(last time.Time) bool {
+	if c.keepAlive == 0 {
+		_ = c.nc.SetReadDeadline(time.Time{})
+		c.rearmStopping()
+		return true
+	}
+	at := last.Add(c.keepAlive + c.keepAlive/2)
+	if !time.Now().Before(at) {
+		return false
+	}
+	_ = c.nc.SetReadDeadline(at)
+	c.rearmStopping()
+	return true
+}
+
+// rearmStopping keeps a stop that came while arm set its deadline.
+func (c *Conn) rearmStopping() {
+	if c.acks.stopping() {
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// handle takes one frame.
+func (c *Conn) handle(first byte, body []byte, bye **packets.Packet) error {
+	switch typ := first >> 4; typ {
+	case packets.Publish:
+		var p Publish
+		if err := ParsePublish(c.version, first, body, &p); err != nil {
+			return err
+		}
+		return c.session.Publish(&p)
+	case packets.Puback:
+		id, _, err := ParseAck(c.version, body)
+		if err != nil {
+			return err
+		}
+		c.session.Puback(id)
+		return nil
+	case packets.Pubrel:
+		id, _, err := ParseAck(c.version, body)
+		if err != nil {
+			return err
+		}
+		c.session.Pubrel(id)
+		return nil
+	case packets.Pubrec, packets.Pubcomp:
+		// We never send at QoS 2: there is nothing to answer.
+		_, _, err := ParseAck(c.version, body)
+		return err
+	case packets.Pingreq:
+		if len(body) != 0 {
+			return malformed("PINGREQ has a body")
+		}
+		c.out.write([]byte{packets.Pingresp << 4, 0}) // [MQTT-3.12.4-1]
+		return nil
+	case packets.Subscribe, packets.Unsubscribe, packets.Disconnect, packets.Auth:
+		return c.control(first, body, bye)
+	}
+	return &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "a packet that a client does not send"}
+}
+
+func malformed(reason string) error {
+	return &FrameError{Code: packets.ErrMalformedPacket.Code, Reason: reason}
+}
+
+// control takes the rarer packets: checked by us, decoded by mochi.
+func (c *Conn) control(first byte, body []byte, bye **packets.Packet) error {
+	typ := first >> 4
+	var err error
+	switch typ {
+	case packets.Subscribe:
+		err = CheckSubscribe(c.version, body)
+	case packets.Unsubscribe:
+		err = CheckUnsubscribe(c.version, body)
+	case packets.Disconnect:
+		err = CheckDisconnect(c.version, body)
+	case packets.Auth:
+		if c.version < 5 {
+			return malformed("AUTH before MQTT 5")
+		}
+		err = CheckAuth(body)
+	}
+	if err != nil {
+		return err
+	}
+	pk := &packets.Packet{ProtocolVersion: c.version, FixedHeader: packets.FixedHeader{Type: typ, Remaining: len(body)}}
+	own := append([]byte(nil), body...) // the decoder's strings alias it
+	switch typ {
+	case packets.Subscribe:
+		err = pk.SubscribeDecode(own)
+	case packets.Unsubscribe:
+		err = pk.UnsubscribeDecode(own)
+	case packets.Disconnect:
+		if len(own) == 1 { // mochi ignores a reason code without properties
+			pk.ReasonCode, own = own[0], nil
+		} else {
+			err = pk.DisconnectDecode(own)
+		}
+	case packets.Auth:
+		if len(own) > 0 {
+			err = pk.AuthDecode(own)
+		}
+	}
+	if err != nil {
+		return malformed("undecodable packet")
+	}
+	switch typ {
+	case packets.Subscribe:
+		return c.session.Subscribe(pk)
+	case packets.Unsubscribe:
+		return c.session.Unsubscribe(pk)
+	case packets.Auth:
+		return c.session.Auth(pk)
+	}
+	*bye = pk
+	return errEnd
+}
+
+// end tells the client why the read loop stopped, and lets the buffer run out.
+func (c *Conn) end(err error) {
+	var fe *FrameError
+	switch {
+	case c.acks.stopping(): // drained or closed by us: the DISCONNECT is or comes from Close
+		if c.draining() {
+			c.acks.wait(c.b.ctx)
+			close(c.drained)
+			<-c.out.closing // Shutdown closes
+		}
+	case errors.Is(err, errEnd):
+		c.acks.wait(c.b.ctx) // what it published before goes its way; nobody reads the answer
+	case errors.As(err, &fe):
+		c.log("protocol error", "reason", fe.Reason, "code", fe.Code)
+		c.disconnect(fe.Code, fe.Reason)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.disconnect(packets.ErrKeepAliveTimeout.Code, "keep alive timeout")
+	}
+	c.out.finish(closePatience)
+}
+
+func (c *Conn) log(msg string, args ...any) {
+	c.b.log.Debug(msg, append(args, "remote", c.nc.RemoteAddr().String())...)
+}
+
+// disconnect queues a DISCONNECT (MQTT 5 only) and closes once it is written.
+func (c *Conn) disconnect(code byte, reason string) {
+	c.closed.Do(func() {
+		c.closed.reason = reason
+		c.b.closed(reason)
+		var bye []byte
+		if c.version >= 5 && c.session != nil {
+			if c.noProblem {
+				reason = ""
+			}
+			bye = AppendDisconnect(nil, c.version, code, reason)
+		}
+		c.out.close(bye)
+		c.acks.stop()
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // wake the reader
+	})
+}
+
+// Disconnect ends the connection with an MQTT 5 reason code.
+func (c *Conn) Disconnect(code byte, reason string) { c.disconnect(code, reason) }
+
+// Close ends the connection for one of delivery's reasons.
+func (c *Conn) Close(r delivery.CloseReason) {
+	switch r {
+	case delivery.TakenOver:
+		c.disconnect(packets.ErrSessionTakenOver.Code, "session taken over")
+	case delivery.Revoked:
+		c.disconnect(packets.ErrNotAuthorized.Code, "credentials revoked or expired")
+	case delivery.ShuttingDown:
+		c.disconnect(packets.ErrServerShuttingDown.Code, "server shutting down")
+	case delivery.StoreAway:
+		c.disconnect(packets.ErrServerBusy.Code, "the store cannot commit now: connect again and resend")
+	case delivery.Removed:
+		c.disconnect(packets.ErrAdministrativeAction.Code, "device removed")
+	}
+}
+
+// drain stops the reader; see Broker.Shutdown.
+func (c *Conn) drain() {
+	c.acks.drainStop()
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+func (c *Conn) draining() bool { return c.acks.draining() }
