@@ -107,15 +107,17 @@ func (c *Conn) Finish(p *Pending, code byte, reason string, seq uint64, ts int64
 	a.cond.Broadcast()
 }
 
-// Pubcomp answers a PUBREL. found is false for an id that was not in use.
-func (c *Conn) Pubcomp(id uint16, found bool) {
+// Pubcomp answers a PUBREL. counted tells that the id was received on this
+// connection and counts against our Receive Maximum; known is false for an id
+// that is not in use at all.
+func (c *Conn) Pubcomp(id uint16, counted, known bool) {
 	c.acks.mu.Lock()
-	if found && c.acks.quota > 0 {
+	if counted && c.acks.quota > 0 {
 		c.acks.quota--
 	}
 	c.acks.mu.Unlock()
 	code := byte(0)
-	if !found && c.version >= 5 {
+	if !known && c.version >= 5 {
 		code = packets.ErrPacketIdentifierNotFound.Code
 	}
 	c.out.write(AppendPuback(nil, c.version, packets.Pubcomp, id, code, 0, 0, "", c.noProblem))
@@ -124,6 +126,16 @@ func (c *Conn) Pubcomp(id uint16, found bool) {
 // Pubrec repeats the answer to a QoS 2 publish that came again.
 func (c *Conn) Pubrec(id uint16, seq uint64, ts int64) {
 	c.out.write(AppendPuback(nil, c.version, packets.Pubrec, id, 0, seq, ts, "", c.noProblem))
+}
+
+// Settle waits until everything that was begun is finished, or the connection ends.
+func (c *Conn) Settle() {
+	a := &c.acks
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.head != nil && a.head != a.tail && !a.closed && !a.stopped {
+		a.cond.Wait()
+	}
 }
 
 // wait returns when nothing is pending, or ctx is done.

@@ -12,6 +12,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/parley-im/parley/delivery"
+	"github.com/parley-im/parley/im"
 )
 
 // Gate decides about connections. Met by hooks.
@@ -29,6 +30,7 @@ type Connack struct {
 	Present    bool   // Session Present
 	AssignedID string // the client id, if the server chose it
 	Expiry     *uint32
+	User       im.UserID
 	AuthMethod string // echoed if the client used enhanced authentication
 	Session    Session
 }

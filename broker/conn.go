@@ -13,6 +13,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/parley-im/parley/delivery"
+	"github.com/parley-im/parley/im"
 )
 
 // Conn is one client's connection. Its read loop runs in Handle's goroutine;
@@ -28,6 +29,8 @@ type Conn struct {
 	maxPacket int  // the client's Maximum Packet Size; 0 none
 	noProblem bool // Request Problem Information 0: acknowledgements carry no properties
 	envelope  bool // deliveries carry the JSON envelope
+	user      im.UserID
+	method    string // of enhanced authentication, or ""
 
 	acks   acks
 	out    outbox
@@ -54,6 +57,27 @@ func (c *Conn) NetConn() net.Conn { return c.nc }
 // SetEnvelope makes deliveries carry the JSON envelope (MQTT 5; 3.1.1 always
 // does). For the gate, before Start.
 func (c *Conn) SetEnvelope() { c.envelope = true }
+
+// AuthMethod is the authentication method of the CONNECT, or "".
+func (c *Conn) AuthMethod() string { return c.method }
+
+// AuthSuccess answers a re-authentication [MQTT-4.12.0-5].
+func (c *Conn) AuthSuccess(method string) {
+	props := AppendString([]byte{packets.PropAuthenticationMethod}, method)
+	b := AppendVarint([]byte{packets.Auth << 4}, 2+len(props))
+	b = append(b, packets.CodeSuccess.Code, byte(len(props)))
+	c.out.write(append(b, props...))
+}
+
+// Suback answers a SUBSCRIBE.
+func (c *Conn) Suback(id uint16, codes []byte) {
+	c.out.write(AppendSuback(nil, c.version, id, codes))
+}
+
+// Unsuback answers an UNSUBSCRIBE.
+func (c *Conn) Unsuback(id uint16, codes []byte) {
+	c.out.write(AppendUnsuback(nil, c.version, id, codes))
+}
 
 // Handle serves a connection until it ends. It owns nc and closes it.
 func (b *Broker) Handle(nc net.Conn) {
@@ -111,7 +135,7 @@ func (c *Conn) connect() bool {
 		c.b.refused("connect")
 		return false
 	}
-	c.session = ack.Session
+	c.session, c.user, c.method = ack.Session, ack.User, ack.AuthMethod
 	if !c.b.add(c) {
 		c.Close(delivery.ShuttingDown)
 		ack.Session.Close(nil)

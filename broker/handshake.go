@@ -38,6 +38,8 @@ func (d *doorman) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	cl.Properties.Will = mqtt.Will{}          // ours to keep, check and send
 	cl.Properties.Clean = true                // sessions are ours
 	cl.Properties.Props.AssignedClientID = "" // so are client ids
+	c.maxPacket = int(pk.Properties.MaximumPacketSize)
+	c.noProblem = pk.Properties.RequestProblemInfoFlag && pk.Properties.RequestProblemInfo == 0
 	hs.ack = d.b.opt.Gate.Connect(d.b.ctx, c, &pk)
 	if hs.ack.Code == 0 {
 		if k := d.b.opt.KeepAliveMax; k > 0 && (pk.Connect.Keepalive == 0 || time.Duration(pk.Connect.Keepalive)*time.Second > k) && c.version == 5 {

@@ -258,23 +258,24 @@ func (a *Attached) Start(ctx context.Context) {
 
 // Detach ends a line when its connection has closed: cursors and session are
 // stored. expiry replaces the Session Expiry Interval if the client's
-// DISCONNECT had one. It does nothing for a line that was taken over.
-func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) {
+// DISCONNECT had one. It reports false, and does nothing, for a line that was
+// taken over or whose device was removed.
+func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) bool {
 	mu := d.lock(l.key)
 	mu.Lock()
 	defer mu.Unlock()
 	if !d.retire(ctx, l) {
-		return
+		return false
 	}
 	if l.transient {
 		if err := d.src.DropDevice(ctx, l.key); err != nil {
 			d.log.Warn("device not forgotten", "device", l.key, "error", err)
 		}
-		return
+		return true
 	}
 	dev, err := d.src.Device(ctx, l.key)
 	if err != nil {
-		return
+		return true
 	}
 	now := d.opt.Now().UnixMilli()
 	dev.LastSeen, dev.Session.Ended = now, now
@@ -285,6 +286,7 @@ func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) {
 	if err := d.src.PutDevice(ctx, dev, false); err != nil {
 		d.log.Warn("device row not updated", "device", l.key, "error", err)
 	}
+	return true
 }
 
 // Forget removes a device: it is disconnected, and returns as a new one.
