@@ -41,7 +41,7 @@ func connectCode(err error) byte {
 	case im.Invalid:
 		return packets.ErrClientIdentifierNotValid.Code
 	case im.Unavailable, im.Gone:
-		return packets.ErrServerBusy.Code
+		return packets.ErrServerUnavailable.Code
 	}
 	return packets.ErrUnspecifiedError.Code
 }

@@ -128,4 +128,3 @@ func (s *session) sendRetained(f im.Filter, sub store.Subscription) {
 		s.line.Note(&delivery.Note{Topic: m.Topic, Body: m.Body, Props: m.Props, TS: m.TS, Retain: true, SubIDs: ids}, min(m.QoS, sub.QoS))
 	}
 }
-
