@@ -117,6 +117,10 @@ func (l *Line) write(t *track, p *Parcel) bool {
 		l.settle(t, p.Seq)
 		return true
 	}
+	if _, ok := slices.BinarySearch(t.ahead, p.Seq); ok || p.Seq <= t.acked {
+		t.sent = p.Seq // acknowledged on an earlier connection, out of order
+		return true
+	}
 	if t.qos == 0 {
 		switch l.wire.Deliver(p, 0, 0, false) {
 		case Full, Closed:
@@ -126,10 +130,6 @@ func (l *Line) write(t *track, p *Parcel) bool {
 		l.d.delivered.Add(1)
 		t.sent = p.Seq
 		l.settle(t, p.Seq) // at QoS 0, written is acknowledged
-		return true
-	}
-	if _, ok := slices.BinarySearch(t.ahead, p.Seq); ok {
-		t.sent = p.Seq // acknowledged on an earlier connection
 		return true
 	}
 	if !l.room() {
