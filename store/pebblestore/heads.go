@@ -1,0 +1,152 @@
+package pebblestore
+
+import (
+	"encoding/binary"
+	"errors"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/parley-im/parley/im"
+)
+
+// head is the end of one conversation, in memory.
+type head struct {
+	num  uint64 // of the conversation; 0: it has no entry and no number yet
+	conv im.ConvID
+
+	assigned im.Seq // the sequencer's: the last seq given out
+	lastTS   int64  // the sequencer's: of that entry
+
+	// Under heads.mu.
+	seq    im.Seq // the last seq that is durable: what readers see. seq <= assigned
+	ts     int64
+	readTS int64
+	floor  im.Seq
+}
+
+// heads keeps the heads of conversations in use. A head is loaded from disk once
+// and may be evicted only when nothing of it is in flight, so that loading it
+// again finds exactly what is durable.
+type heads struct {
+	mu      sync.RWMutex
+	m       map[im.ConvID]*head
+	max     int
+	evicted uint64 // how often something was evicted; guards a load against it
+}
+
+func (h *heads) init(max int) { h.m, h.max = make(map[im.ConvID]*head), max }
+
+func (h *heads) get(conv im.ConvID) *head {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.m[conv]
+}
+
+// load returns the head of conv, reading it from db if need be.
+func (h *heads) load(db *pebble.DB, conv im.ConvID) (*head, error) {
+	for {
+		h.mu.RLock()
+		found, gen := h.m[conv], h.evicted
+		h.mu.RUnlock()
+		if found != nil {
+			return found, nil
+		}
+		loaded, err := readHead(db, conv)
+		if err != nil {
+			return nil, err
+		}
+		h.mu.Lock()
+		if found := h.m[conv]; found != nil {
+			h.mu.Unlock()
+			return found, nil
+		}
+		if h.evicted != gen { // it may have lived and died meanwhile
+			h.mu.Unlock()
+			continue
+		}
+		if len(h.m) >= h.max {
+			h.evict()
+		}
+		h.m[conv] = loaded
+		h.mu.Unlock()
+		return loaded, nil
+	}
+}
+
+// evict drops some idle heads; a map's order is random enough. Caller holds mu.
+func (h *heads) evict() {
+	n := h.max/64 + 1
+	for conv, x := range h.m {
+		if x.assigned == x.seq {
+			delete(h.m, conv)
+			h.evicted++
+			if n--; n == 0 {
+				return
+			}
+		}
+	}
+}
+
+func (h *heads) reset() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.m = make(map[im.ConvID]*head)
+	h.evicted++
+}
+
+func readHead(db *pebble.DB, conv im.ConvID) (*head, error) {
+	h := &head{conv: conv}
+	v, err := get(db, key(tConv, string(conv)))
+	if err != nil || v == nil {
+		return h, err
+	}
+	h.num = binary.BigEndian.Uint64(v)
+	if v, err = get(db, numKey(tFloor, h.num)); err != nil {
+		return nil, err
+	}
+	if v != nil {
+		seq, ts := unpair(v)
+		h.floor, h.assigned, h.lastTS = im.Seq(seq), im.Seq(seq), int64(ts)
+	}
+	if v, err = get(db, numKey(tReadTS, h.num)); err != nil {
+		return nil, err
+	}
+	if v != nil {
+		ts, _ := unpair(v)
+		h.readTS = int64(ts)
+	}
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: numKey(tMsg, h.num), UpperBound: numKey(tMsg, h.num+1)})
+	if err != nil {
+		return nil, err
+	}
+	if it.Last() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			_ = it.Close()
+			return nil, err
+		}
+		seq := seqOf(it.Key())
+		e, err := decodeEntry(conv, seq, v)
+		if err != nil {
+			_ = it.Close()
+			return nil, err
+		}
+		h.assigned, h.lastTS = max(seq, h.assigned), e.TS
+	}
+	h.seq, h.ts = h.assigned, h.lastTS
+	return h, errors.Join(it.Error(), it.Close())
+}
+
+// get returns a copy of the value, nil if there is none.
+func get(r pebble.Reader, k []byte) ([]byte, error) {
+	v, closer, err := r.Get(k)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v = append([]byte{}, v...)
+	return v, closer.Close()
+}

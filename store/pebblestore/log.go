@@ -1,0 +1,160 @@
+package pebblestore
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Range reads forward: a method of store.Log.
+func (s *Store) Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, maxBytes int) (out []*im.Entry, err error) {
+	err = s.view(ctx, func(db *pebble.DB) error {
+		h, err := s.heads.load(db, conv)
+		if err != nil {
+			return err
+		}
+		num, end, _ := s.heads.bounds(h)
+		if num == 0 || after >= end || limit <= 0 {
+			return nil
+		}
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: msgKey(num, after+1), UpperBound: msgKey(num, end+1)})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, it.Close()) }()
+		out = make([]*im.Entry, 0, min(limit, int(end-after), 256))
+		bytes := 0
+		for ok := it.First(); ok && len(out) < limit && (len(out) == 0 || bytes < maxBytes); ok = it.Next() {
+			e, err := entryAt(it, conv)
+			if err != nil {
+				return err
+			}
+			bytes += e.Size()
+			out = append(out, e)
+		}
+		return it.Error()
+	})
+	return out, err
+}
+
+// Before reads backward: a method of store.Log.
+func (s *Store) Before(ctx context.Context, conv im.ConvID, before im.Seq, limit int) (out []*im.Entry, err error) {
+	err = s.view(ctx, func(db *pebble.DB) error {
+		h, err := s.heads.load(db, conv)
+		if err != nil {
+			return err
+		}
+		num, end, _ := s.heads.bounds(h)
+		if before == 0 || before > end {
+			before = end + 1
+		}
+		if num == 0 || limit <= 0 {
+			return nil
+		}
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: msgKey(num, 0), UpperBound: msgKey(num, before)})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, it.Close()) }()
+		for ok := it.Last(); ok && len(out) < limit; ok = it.Prev() {
+			e, err := entryAt(it, conv)
+			if err != nil {
+				return err
+			}
+			out = append(out, e)
+		}
+		slices.Reverse(out)
+		return it.Error()
+	})
+	return out, err
+}
+
+func entryAt(it *pebble.Iterator, conv im.ConvID) (*im.Entry, error) {
+	v, err := it.ValueAndErr()
+	if err != nil {
+		return nil, err
+	}
+	return decodeEntry(conv, seqOf(it.Key()), v)
+}
+
+// Entry reads one entry: a method of store.Log.
+func (s *Store) Entry(ctx context.Context, conv im.ConvID, seq im.Seq) (*im.Entry, error) {
+	es, err := s.Before(ctx, conv, seq+1, 1)
+	if err == nil && (len(es) == 0 || es[0].Seq != seq) {
+		err = notFound("entry")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return es[0], nil
+}
+
+// Heads returns the heads of convs: a method of store.Log.
+func (s *Store) Heads(ctx context.Context, convs []im.ConvID) (out []store.Head, err error) {
+	out = make([]store.Head, len(convs))
+	err = s.view(ctx, func(db *pebble.DB) error {
+		for i, c := range convs {
+			h, err := s.heads.load(db, c)
+			if err != nil {
+				return err
+			}
+			s.heads.mu.RLock()
+			out[i] = store.Head{Seq: h.seq, TS: h.ts, ReadTS: h.readTS}
+			s.heads.mu.RUnlock()
+		}
+		return nil
+	})
+	return out, err
+}
+
+// bounds returns the conversation's number, its last durable seq and its floor.
+func (h *heads) bounds(x *head) (num uint64, end, floor im.Seq) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return x.num, x.seq, x.floor
+}
+
+// pointDeletes is up to how many entries a Trim deletes one by one: a range
+// tombstone costs every later reader of the conversation.
+const pointDeletes = 1024
+
+// Trim forgets the beginning of a conversation: a method of store.Log.
+func (s *Store) Trim(ctx context.Context, conv im.ConvID, upTo im.Seq) error {
+	return s.view(ctx, func(db *pebble.DB) error {
+		h, err := s.heads.load(db, conv)
+		if err != nil {
+			return err
+		}
+		s.heads.mu.Lock()
+		num, from, ts := h.num, h.floor, h.ts
+		upTo = min(upTo, h.seq)
+		if num == 0 || upTo <= from {
+			s.heads.mu.Unlock()
+			return nil
+		}
+		h.floor = upTo
+		s.heads.mu.Unlock()
+		b := db.NewBatch()
+		defer func() { _ = b.Close() }()
+		if upTo-from <= pointDeletes {
+			for seq := from + 1; seq <= upTo; seq++ {
+				if err := b.Delete(msgKey(num, seq), nil); err != nil {
+					return err
+				}
+			}
+		} else if err := b.DeleteRange(msgKey(num, 0), msgKey(num, upTo+1), nil); err != nil {
+			return err
+		}
+		if err := b.Set(numKey(tFloor, num), pair(uint64(upTo), uint64(ts)), nil); err != nil {
+			return err
+		}
+		return db.Apply(b, pebble.NoSync)
+	})
+}
+
+func notFound(what string) error { return im.Refuse(im.NotFound, "", "%s not found", what) }

@@ -1,0 +1,634 @@
+package pebblestore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// job is one thing for the sequencer: a list of appends, a transaction or a
+// synchronous write.
+type job struct {
+	appends []*store.Append
+	one     *store.Append // instead of appends: spares the slice
+	tx      *store.Tx
+	write   func(*pebble.Batch) error
+	done    chan error // tx and write
+	size    int
+}
+
+// queue is what waits for the sequencer. Full above max bytes: Append blocks.
+type queue struct {
+	mu     sync.Mutex
+	work   *sync.Cond // something came, or closed
+	room   *sync.Cond // bytes fell, or closed
+	jobs   []job
+	spare  []job
+	bytes  int
+	max    int
+	closed bool
+}
+
+func (q *queue) init(max int) {
+	q.max = max
+	q.work, q.room = sync.NewCond(&q.mu), sync.NewCond(&q.mu)
+}
+
+func (q *queue) push(j job) bool {
+	q.mu.Lock()
+	for q.bytes >= q.max && !q.closed {
+		q.room.Wait()
+	}
+	if q.closed {
+		q.mu.Unlock()
+		return false
+	}
+	q.jobs = append(q.jobs, j)
+	q.bytes += j.size
+	first := len(q.jobs) == 1
+	q.mu.Unlock()
+	if first {
+		q.work.Signal()
+	}
+	return true
+}
+
+// take waits for work and returns all of it; nil when closed and empty.
+func (q *queue) take() []job {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.jobs) == 0 && !q.closed {
+		q.work.Wait()
+	}
+	jobs := q.jobs
+	q.jobs, q.spare = q.spare[:0], nil
+	q.bytes = 0
+	q.room.Broadcast()
+	if len(jobs) == 0 {
+		return nil
+	}
+	return jobs
+}
+
+// give returns a list for reuse.
+func (q *queue) give(jobs []job) {
+	clear(jobs)
+	q.mu.Lock()
+	if q.spare == nil && cap(jobs) <= 4096 {
+		q.spare = jobs[:0]
+	}
+	q.mu.Unlock()
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.work.Broadcast()
+	q.room.Broadcast()
+}
+
+// Append hands entries to the sequencer: a method of store.Log.
+func (s *Store) Append(as ...*store.Append) {
+	j := job{}
+	switch len(as) {
+	case 0:
+		return
+	case 1:
+		j.one = as[0]
+	default:
+		j.appends = append([]*store.Append(nil), as...) // the caller may reuse its slice
+	}
+	for _, a := range as {
+		j.size += a.Entry.Size()
+	}
+	if !s.queue.push(j) {
+		for _, a := range as {
+			a.Err = gone()
+			finish(a)
+		}
+	}
+}
+
+func finish(a *store.Append) {
+	if a.Done != nil {
+		a.Done(a)
+	}
+}
+
+// Commit writes tx through the sequencer: a method of store.Store. It waits for
+// the outcome even if ctx ends: the commit may be under way.
+func (s *Store) Commit(_ context.Context, tx *store.Tx) error {
+	j := job{tx: tx, done: make(chan error, 1)}
+	for _, a := range tx.Entries {
+		j.size += a.Entry.Size()
+	}
+	if !s.queue.push(j) {
+		for _, a := range tx.Entries {
+			a.Err = gone()
+			finish(a)
+		}
+		return gone()
+	}
+	return <-j.done
+}
+
+// write runs fn on the next batch and returns when it is durable.
+func (s *Store) write(fn func(*pebble.Batch) error) error {
+	j := job{write: fn, done: make(chan error, 1)}
+	if !s.queue.push(j) {
+		return gone()
+	}
+	return <-j.done
+}
+
+// commit is one batch from the sequencer to the announcer.
+type commit struct {
+	batch   *pebble.Batch
+	begun   time.Time
+	appends []*store.Append // with what Done is to see
+	tails   []tail          // where committed heads move to
+	waiters []waiter
+	entries int
+	bytes   int
+	failed  error         // it never got as far as a batch
+	barrier chan struct{} // closed when everything before it is announced
+}
+
+type tail struct {
+	h   *head
+	seq im.Seq
+	ts  int64
+}
+
+type waiter struct {
+	ch  chan error
+	err error
+}
+
+// run is the sequencer; it ends when the queue is closed and empty.
+func (s *Store) run() {
+	announced := make(chan struct{})
+	go func() {
+		defer close(announced)
+		for c := range s.announce {
+			s.settle(c)
+		}
+	}()
+	for {
+		jobs := s.queue.take()
+		if jobs == nil {
+			break
+		}
+		s.serve(jobs)
+		s.queue.give(jobs)
+	}
+	close(s.announce)
+	<-announced
+	close(s.done)
+}
+
+// serve builds and applies batches from jobs.
+func (s *Store) serve(jobs []job) {
+	for len(jobs) > 0 {
+		n, entries, bytes := 0, 0, 0
+		for n < len(jobs) && (n == 0 || (entries < s.opt.MaxBatch && bytes < s.opt.MaxBatchBytes)) {
+			entries += max(1, len(jobs[n].appends))
+			bytes += jobs[n].size
+			n++
+		}
+		s.serveBatch(jobs[:n])
+		jobs = jobs[n:]
+	}
+}
+
+func (s *Store) serveBatch(jobs []job) {
+	if s.bad.Load() != nil && !s.revive() {
+		s.refuse(jobs, s.bad.Load().err)
+		return
+	}
+	if err := s.free.check(s.dir, s.opt.MinFree, s.opt.Now()); err != nil {
+		s.refuse(jobs, err)
+		return
+	}
+	c, err := s.build(jobs)
+	if err != nil { // the database could not be read or written: nothing of it counts
+		s.broke(err)
+		s.refuse(jobs, s.bad.Load().err)
+		return
+	}
+	s.announce <- c
+}
+
+// refuse answers jobs in their turn: after what is in flight.
+func (s *Store) refuse(jobs []job, err error) {
+	c := &commit{failed: err}
+	for i := range jobs {
+		j := &jobs[i]
+		if j.one != nil {
+			c.appends = append(c.appends, j.one)
+		}
+		c.appends = append(c.appends, j.appends...)
+		if j.tx != nil {
+			c.appends = append(c.appends, j.tx.Entries...)
+		}
+		if j.done != nil {
+			c.waiters = append(c.waiters, waiter{j.done, err})
+		}
+	}
+	s.announce <- c
+}
+
+// settle is the announcer's part: wait for the sync, then tell everybody.
+func (s *Store) settle(c *commit) {
+	if c.barrier != nil {
+		close(c.barrier)
+		return
+	}
+	err := c.failed
+	if err == nil {
+		if f := s.bad.Load(); f != nil {
+			err = f.err // a commit before this one failed: its seqs are not to be trusted
+		}
+		if e := syncBatch(c.batch); e != nil && err == nil {
+			s.broke(e)
+			err = s.bad.Load().err
+		}
+	}
+	if err == nil {
+		s.heads.mu.Lock()
+		for _, t := range c.tails {
+			t.h.seq, t.h.ts = t.seq, t.ts
+		}
+		s.heads.mu.Unlock()
+		if s.opt.Events.Committed != nil {
+			s.opt.Events.Committed(c.entries, c.bytes, time.Since(c.begun))
+		}
+	}
+	for _, a := range c.appends {
+		if err != nil {
+			a.Err, a.Dup = err, false
+		}
+		finish(a)
+	}
+	for _, w := range c.waiters {
+		if err != nil {
+			w.err = err
+		}
+		w.ch <- w.err
+	}
+	if c.batch != nil {
+		_ = c.batch.Close()
+	}
+}
+
+func syncBatch(b *pebble.Batch) (err error) {
+	defer recoverFatal(&err)
+	return b.SyncWait()
+}
+
+// broke notes that commits fail. Until revive has succeeded nothing is accepted.
+func (s *Store) broke(err error) {
+	f := &failure{im.E(im.Unavailable, "pebblestore.commit", err)}
+	if s.bad.CompareAndSwap(nil, f) {
+		s.log.Error("commit failed: nothing is acknowledged until the store is back", "error", err)
+		if s.opt.Events.CommitFailed != nil {
+			s.opt.Events.CommitFailed(err)
+		}
+		go s.heal()
+	}
+}
+
+// heal nudges the sequencer until the store is back: with no traffic nobody
+// else would. It ends with that, or with Close.
+func (s *Store) heal() {
+	tick := time.NewTicker(reviveEvery)
+	defer tick.Stop()
+	for s.bad.Load() != nil {
+		select {
+		case <-tick.C:
+			_ = s.write(func(*pebble.Batch) error { return nil })
+		case <-s.closing.Done():
+			return
+		}
+	}
+}
+
+// reviveEvery is how often a broken store is opened again.
+const reviveEvery = 500 * time.Millisecond
+
+// revive closes the database, opens it again and forgets all that memory holds,
+// so that the disk is the truth. Only the sequencer calls it.
+func (s *Store) revive() bool {
+	if time.Now().UnixNano() < s.nextRevive.Load() {
+		return false
+	}
+	barrier := make(chan struct{}) // what is in flight fails first
+	s.announce <- &commit{barrier: barrier}
+	<-barrier
+
+	s.db.Lock()
+	defer s.db.Unlock()
+	if db := s.db.DB; db != nil {
+		if err := closeDB(db, false); err != nil {
+			s.log.Warn("broken store closed with an error", "error", err)
+		}
+	}
+	s.db.DB, s.db.err = nil, s.bad.Load().err
+	db, err := s.open()
+	if err != nil {
+		s.nextRevive.Store(time.Now().Add(reviveEvery).UnixNano())
+		s.log.Error("store could not be opened again", "error", err)
+		return false
+	}
+	s.heads.reset()
+	s.db.DB, s.db.err = db, nil
+	s.bad.Store(nil)
+	s.log.Info("store is back")
+	return true
+}
+
+// builder makes one batch.
+type builder struct {
+	s     *Store
+	db    *pebble.DB
+	b     *pebble.Batch
+	c     *commit
+	now   time.Time
+	ids   *pebble.Iterator // of dedupe rows, made on first use
+	mine  map[string]*store.Append
+	rows  map[string][]byte // rows written by transactions of this batch
+	moved map[*head]int     // index into c.tails
+}
+
+func (s *Store) build(jobs []job) (c *commit, err error) {
+	s.db.RLock()
+	defer s.db.RUnlock()
+	if s.db.DB == nil {
+		return nil, s.db.err
+	}
+	defer recoverFatal(&err)
+	now := s.opt.Now()
+	x := &builder{s: s, db: s.db.DB, now: now, c: &commit{begun: time.Now()}, moved: make(map[*head]int, 8)}
+	x.b = x.db.NewBatch()
+	defer func() {
+		if x.ids != nil {
+			err = errors.Join(err, x.ids.Close())
+		}
+		if err != nil {
+			_ = x.b.Close()
+		}
+	}()
+	if e := s.epochAt(now); e != s.epoch {
+		s.epoch = e
+		if err := s.expireDedupe(x.db); err != nil {
+			return nil, err
+		}
+	}
+	for i := range jobs {
+		if err := x.add(&jobs[i]); err != nil {
+			return nil, err
+		}
+	}
+	x.c.batch = x.b
+	x.c.bytes = x.b.Len()
+	if x.b.Empty() { // everything was a duplicate or a conflict: wait for what is before
+		if err := x.b.LogData(nil, nil); err != nil {
+			return nil, err
+		}
+	}
+	if err := x.db.ApplyNoSyncWait(x.b, pebble.Sync); err != nil {
+		return nil, err
+	}
+	return x.c, nil
+}
+
+func (x *builder) add(j *job) error {
+	switch {
+	case j.one != nil:
+		return x.append(j.one)
+	case j.tx != nil:
+		return x.tx(j)
+	case j.write != nil:
+		err := j.write(x.b)
+		x.c.waiters = append(x.c.waiters, waiter{j.done, err})
+		return nil
+	}
+	for _, a := range j.appends {
+		if err := x.append(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// append gives the entry its seq and writes it, unless it is a duplicate.
+func (x *builder) append(a *store.Append) error {
+	x.c.appends = append(x.c.appends, a)
+	e := &a.Entry
+	a.Dup, a.Err = false, nil
+	var receipt []byte
+	if a.Packet != 0 {
+		receipt = receiptKey(im.DeviceKey{User: e.From, Device: e.Device}, a.Packet)
+		if dup, err := x.received(a, receipt); dup || err != nil {
+			return err
+		}
+	}
+	if a.NoEntry {
+		return x.side(a, receipt)
+	}
+	h, err := x.s.heads.load(x.db, e.Conv)
+	if err != nil {
+		return err
+	}
+	dedupe := e.ID != "" && e.Op != im.OpEvent && e.Op != im.OpPublish
+	if dedupe {
+		if dup, err := x.known(a, h); dup || err != nil {
+			return err
+		}
+	}
+	if h.num == 0 {
+		if err := x.begin(h); err != nil {
+			return err
+		}
+	}
+	h.assigned++
+	h.lastTS = max(x.now.UnixMilli(), h.lastTS)
+	e.Seq, e.TS = h.assigned, h.lastTS
+	if err := x.put(h.num, e); err != nil {
+		return err
+	}
+	if i, ok := x.moved[h]; ok {
+		x.c.tails[i].seq, x.c.tails[i].ts = e.Seq, e.TS
+	} else {
+		x.moved[h] = len(x.c.tails)
+		x.c.tails = append(x.c.tails, tail{h, e.Seq, e.TS})
+	}
+	x.c.entries++
+	if dedupe {
+		if err := x.b.Set(dedupeKey(x.s.epoch, h.num, e.From, e.ID), pair(uint64(e.Seq), uint64(e.TS)), nil); err != nil {
+			return err
+		}
+	}
+	for _, seq := range a.Blank {
+		if err := x.blank(h, seq); err != nil {
+			return err
+		}
+	}
+	return x.side(a, receipt)
+}
+
+// put writes the entry straight into the batch.
+func (x *builder) put(num uint64, e *im.Entry) error {
+	n := 32 + len(e.From) + len(e.Device) + len(e.ID) + len(e.Type) + len(e.Event) + len(e.Topic) + len(e.Props) + len(e.Body)
+	var small [512]byte
+	val := small[:0]
+	if n > len(small) {
+		val = make([]byte, 0, n)
+	}
+	val = appendEntry(val, e)
+	op := x.b.SetDeferred(17, len(val))
+	op.Key[0] = tMsg
+	binary.BigEndian.PutUint64(op.Key[1:], num)
+	binary.BigEndian.PutUint64(op.Key[9:], uint64(e.Seq))
+	copy(op.Value, val)
+	return op.Finish()
+}
+
+// begin gives a new conversation its number, and a DM its place in the lists of
+// its users.
+func (x *builder) begin(h *head) error {
+	x.s.nextConv++
+	num := x.s.nextConv
+	n := binary.BigEndian.AppendUint64(nil, num)
+	if err := errors.Join(x.b.Set(key(tConv, string(h.conv)), n, nil), x.b.Set(key(tMeta, "conversations"), n, nil)); err != nil {
+		return err
+	}
+	if a, b := h.conv.Pair(); a != "" {
+		err := errors.Join(x.b.Set(key(tUserConv, string(a), string(h.conv)), nil, nil), x.b.Set(key(tUserConv, string(b), string(h.conv)), nil, nil))
+		if err != nil {
+			return err
+		}
+	}
+	x.s.heads.mu.Lock()
+	h.num = num
+	x.s.heads.mu.Unlock()
+	return nil
+}
+
+// known looks the sender's id up, in this batch and on disk.
+func (x *builder) known(a *store.Append, h *head) (bool, error) {
+	e := &a.Entry
+	name := string(e.Conv) + "\x00" + string(e.From) + "\x00" + e.ID
+	if first := x.mine[name]; first != nil {
+		a.Dup = true
+		e.Seq, e.TS = first.Entry.Seq, first.Entry.TS
+		return true, nil
+	}
+	if h.num != 0 {
+		if x.ids == nil {
+			it, err := x.db.NewIter(&pebble.IterOptions{LowerBound: []byte{tDedupe}, UpperBound: []byte{tDedupe + 1}, UseL6Filters: true})
+			if err != nil {
+				return false, err
+			}
+			x.ids = it
+		}
+		for back := range uint32(2) {
+			k := dedupeKey(x.s.epoch-back, h.num, e.From, e.ID)
+			if x.ids.SeekPrefixGE(k) && string(x.ids.Key()) == string(k) {
+				v, err := x.ids.ValueAndErr()
+				if err != nil {
+					return false, err
+				}
+				seq, ts := unpair(v)
+				a.Dup = true
+				e.Seq, e.TS = im.Seq(seq), int64(ts)
+				return true, nil
+			}
+			if err := x.ids.Error(); err != nil {
+				return false, err
+			}
+		}
+	}
+	if x.mine == nil {
+		x.mine = make(map[string]*store.Append)
+	}
+	x.mine[name] = a
+	return false, nil
+}
+
+// received looks a QoS 2 receipt up, in this batch and on disk.
+func (x *builder) received(a *store.Append, k []byte) (bool, error) {
+	if first := x.mine[string(k)]; first != nil {
+		a.Dup, a.Entry.Seq, a.Entry.TS = true, first.Entry.Seq, first.Entry.TS
+		return true, nil
+	}
+	v, err := get(x.db, k)
+	if err != nil {
+		return false, err
+	}
+	if v != nil {
+		seq, ts := unpair(v)
+		a.Dup, a.Entry.Seq, a.Entry.TS = true, im.Seq(seq), int64(ts)
+		return true, nil
+	}
+	if x.mine == nil {
+		x.mine = make(map[string]*store.Append)
+	}
+	x.mine[string(k)] = a
+	return false, nil
+}
+
+// side writes what goes along with an append.
+func (x *builder) side(a *store.Append, receipt []byte) error {
+	if receipt != nil {
+		v := append(pair(uint64(a.Entry.Seq), uint64(a.Entry.TS)), a.Entry.Conv...)
+		if err := x.b.Set(receipt, v, nil); err != nil {
+			return err
+		}
+	}
+	if m := a.Retain; m != nil {
+		if len(m.Body) == 0 {
+			return x.b.Delete(key(tRetained, m.Topic), nil)
+		}
+		return x.b.Set(key(tRetained, m.Topic), encodeRow(m), nil)
+	}
+	return nil
+}
+
+// blank empties an entry. It may be one of this very batch, which the database
+// does not show yet: recalls come after what they recall is committed.
+func (x *builder) blank(h *head, seq im.Seq) error {
+	v, err := get(x.db, msgKey(h.num, seq))
+	if err != nil || v == nil {
+		return err
+	}
+	e, err := decodeEntry(h.conv, seq, v)
+	if err != nil {
+		return fmt.Errorf("%s seq %d: %w", h.conv, seq, err)
+	}
+	e.Body, e.Type = nil, ""
+	e.Flags |= im.FlagRecalled
+	return x.b.Set(msgKey(h.num, seq), appendEntry(nil, e), nil)
+}
+
+// epochAt is the number of the dedupe window that holds t. An id is looked up in
+// two windows, so it is remembered for one to two of them.
+func (s *Store) epochAt(t time.Time) uint32 { return uint32(t.UnixNano() / int64(s.opt.DedupeWindow)) }
+
+// expireDedupe forgets ids older than the last two windows.
+func (s *Store) expireDedupe(db *pebble.DB) error {
+	if s.epoch < 2 {
+		return nil
+	}
+	end := binary.BigEndian.AppendUint32([]byte{tDedupe}, s.epoch-1)
+	return db.DeleteRange([]byte{tDedupe}, end, pebble.NoSync)
+}
