@@ -1,0 +1,616 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Store is what auth needs of the store.
+type Store interface {
+	store.Accounts
+	Commit(ctx context.Context, tx *store.Tx) error
+	Secret(ctx context.Context, name string, make func() ([]byte, error)) ([]byte, error)
+	PutSecret(ctx context.Context, name string, value []byte) error
+}
+
+// Options configure an Auth. Store is needed.
+type Options struct {
+	Store      Store
+	Now        func() time.Time
+	Log        *slog.Logger
+	Issuer     string        // default "parley"
+	TokenTTL   time.Duration // of access tokens; default 15 min
+	RefreshTTL time.Duration // of refresh tokens; default 90 days
+	Parallel   int           // argon2id computations at once; default GOMAXPROCS
+	Remember   time.Duration // how long a checked password is recognised without argon2id; default 1 h
+	// Failures per account and address, and per address, within Window before
+	// TooMany; default 10 and 200 in 5 minutes.
+	MaxFailures, MaxAddressFailures int
+	Window                          time.Duration
+	// Revoked is called after a revocation is durable, so that what is connected
+	// can be disconnected. It must not block.
+	Revoked func(Revocation)
+}
+
+// Revocation says whose credentials ended. With Family set, only those of that
+// login; else all of the user's that were issued before now.
+type Revocation struct {
+	User   im.UserID
+	Family string
+	Reason string // "logout", "password", "disabled", "reuse", "admin"
+}
+
+// Identity is who somebody proved to be.
+type Identity struct {
+	User    im.UserID
+	Role    string      // "" or "admin"
+	Device  im.DeviceID // the token is bound to it; "" to none
+	Expires time.Time   // of the token; zero for a password
+	Family  string      // of the token; "" for a password
+	Issued  int64       // Unix ms: when the token was issued or the password checked
+}
+
+// Grant is what a login gives.
+type Grant struct {
+	Token        string
+	RefreshToken string
+	ExpiresIn    time.Duration
+	User         im.UserID
+}
+
+// Auth is the room. Make it with New.
+type Auth struct {
+	opt   Options
+	st    Store
+	log   *slog.Logger
+	slots chan struct{} // argon2id computations
+	dummy string        // hash to check unknown users against: it takes as long
+
+	pairs, addresses *throttle
+	keys             keyring
+	remembered       remembered
+	users            userCache
+	revoked          revokedFamilies
+	changes          sync.Mutex // PutSecret of keys and revoked families
+}
+
+// New makes an Auth; the first one on a store makes its signing key.
+func New(ctx context.Context, o Options) (*Auth, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Issuer == "" {
+		o.Issuer = "parley"
+	}
+	dur := func(p *time.Duration, d time.Duration) {
+		if *p <= 0 {
+			*p = d
+		}
+	}
+	num := func(p *int, d int) {
+		if *p <= 0 {
+			*p = d
+		}
+	}
+	dur(&o.TokenTTL, 15*time.Minute)
+	dur(&o.RefreshTTL, 90*24*time.Hour)
+	dur(&o.Remember, time.Hour)
+	dur(&o.Window, 5*time.Minute)
+	num(&o.Parallel, runtime.GOMAXPROCS(0))
+	num(&o.MaxFailures, 10)
+	num(&o.MaxAddressFailures, 200)
+	a := &Auth{opt: o, st: o.Store, log: o.Log, slots: make(chan struct{}, o.Parallel), dummy: hashPassword("not a password"),
+		pairs: newThrottle(o.MaxFailures, o.Window), addresses: newThrottle(o.MaxAddressFailures, o.Window)}
+	a.remembered.init()
+	a.users.init()
+	if err := a.loadKeys(ctx); err != nil {
+		return nil, err
+	}
+	return a, a.loadRevoked(ctx)
+}
+
+func (a *Auth) nowMS() int64 { return a.opt.Now().UnixMilli() }
+
+var errCredentials = im.Refuse(im.Unauthorized, "unauthorized", "wrong user, password or token")
+
+// Register makes an account. Conflict "taken" if there is one, Invalid for a bad
+// id, password or name.
+func (a *Auth) Register(ctx context.Context, user im.UserID, password, name string) (store.User, error) {
+	return a.AddUser(ctx, user, password, name, "")
+}
+
+// AddUser is Register with a role: "" or "admin".
+func (a *Auth) AddUser(ctx context.Context, user im.UserID, password, name, role string) (store.User, error) {
+	switch {
+	case !user.Valid():
+		return store.User{}, im.Refuse(im.Invalid, "user_invalid", "a user id is 1-64 characters of a-z 0-9 . _ -, not only dots")
+	case len(name) > 128:
+		return store.User{}, im.Refuse(im.Invalid, "name_invalid", "a name has at most 128 bytes")
+	case role != "" && role != "admin":
+		return store.User{}, im.Refuse(im.Invalid, "role_invalid", "a role is admin or nothing")
+	}
+	if err := CheckPassword(user, password); err != nil {
+		return store.User{}, err
+	}
+	taken := im.Refuse(im.Conflict, "taken", "the user id %s is taken", user)
+	if _, err := a.st.User(ctx, user); err == nil {
+		return store.User{}, taken
+	} else if !im.Is(err, im.NotFound) {
+		return store.User{}, err
+	}
+	hash, err := a.hash(ctx, password)
+	if err != nil {
+		return store.User{}, err
+	}
+	if name == "" {
+		name = string(user)
+	}
+	u := store.User{ID: user, Name: name, Role: role, Password: hash, Created: a.nowMS()}
+	err = a.st.Commit(ctx, &store.Tx{Users: []store.User{u}})
+	if im.Is(err, im.Conflict) {
+		return store.User{}, taken
+	}
+	a.users.drop(user)
+	return u, err
+}
+
+// hash computes argon2id behind the semaphore.
+func (a *Auth) hash(ctx context.Context, password string) (string, error) {
+	if err := a.slot(ctx); err != nil {
+		return "", err
+	}
+	defer func() { <-a.slots }()
+	return hashPassword(password), nil
+}
+
+func (a *Auth) slot(ctx context.Context) error {
+	select {
+	case a.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return im.E(im.Unavailable, "auth", ctx.Err())
+	}
+}
+
+// Login checks a password and begins a family. device binds its tokens.
+func (a *Auth) Login(ctx context.Context, user im.UserID, password string, device im.DeviceID, addr string) (Grant, error) {
+	if device != "" && !device.Valid() {
+		return Grant{}, im.Refuse(im.Invalid, "device_invalid", "a device id is 1-64 characters of A-Z a-z 0-9 . _ -")
+	}
+	u, err := a.password(ctx, user, password, addr)
+	if err != nil {
+		return Grant{}, err
+	}
+	return a.grant(ctx, u, device, random(12))
+}
+
+// password checks one, slowly; failures are counted. It takes as long for a user
+// that does not exist, and says the same.
+func (a *Auth) password(ctx context.Context, user im.UserID, password, addr string) (store.User, error) {
+	now := a.opt.Now()
+	pair := string(user) + " " + addr
+	if len(user) > im.MaxID {
+		pair = "- " + addr
+	}
+	if wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now)); wait > 0 {
+		return store.User{}, tooManyErr(wait)
+	}
+	u, err := store.User{}, error(errCredentials)
+	if user.Valid() {
+		u, err = a.st.User(ctx, user)
+	}
+	if err != nil && !im.Is(err, im.NotFound) && err != error(errCredentials) {
+		return store.User{}, err
+	}
+	hash := u.Password
+	if err != nil || hash == "" {
+		hash = a.dummy
+	}
+	if e := a.slot(ctx); e != nil {
+		return store.User{}, e
+	}
+	// Failures that arrived together are counted one by one: look again in turn.
+	wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now))
+	ok := wait <= 0 && len(password) <= MaxPassword && verifyPassword(hash, password)
+	<-a.slots
+	switch {
+	case wait > 0:
+		return store.User{}, tooManyErr(wait)
+	case !ok || err != nil || u.Password == "":
+		a.pairs.strike(pair, now)
+		a.addresses.strike(addr, now)
+		return store.User{}, errCredentials
+	case u.Disabled:
+		return store.User{}, im.Refuse(im.Disabled, "disabled", "the account is disabled")
+	}
+	return u, nil
+}
+
+// grant issues an access token and a refresh token of a family.
+func (a *Auth) grant(ctx context.Context, u store.User, device im.DeviceID, family string) (Grant, error) {
+	now := a.opt.Now()
+	secret := random(32)
+	err := a.st.PutToken(ctx, store.Token{Hash: hashToken(secret), User: u.ID, Device: device, Family: family,
+		Issued: now.UnixMilli(), Expires: now.Add(a.opt.RefreshTTL).UnixMilli()})
+	if err != nil {
+		return Grant{}, err
+	}
+	token, err := a.issue(u, device, family, now)
+	return Grant{Token: token, RefreshToken: secret, ExpiresIn: a.opt.TokenTTL, User: u.ID}, err
+}
+
+// reuseGrace is how long after its use a refresh token may be used again: the
+// first answer may have been lost on a mobile network. Later it is theft.
+const reuseGrace = 10 * time.Second
+
+// Refresh exchanges a refresh token for the next pair.
+func (a *Auth) Refresh(ctx context.Context, refresh string) (Grant, error) {
+	if refresh == "" || len(refresh) > 256 {
+		return Grant{}, errCredentials
+	}
+	now := a.opt.Now()
+	t, err := a.st.UseToken(ctx, hashToken(refresh), now.UnixMilli())
+	if im.Is(err, im.NotFound) {
+		return Grant{}, errCredentials
+	}
+	if err != nil {
+		return Grant{}, err
+	}
+	if t.Used != 0 && now.UnixMilli()-t.Used > reuseGrace.Milliseconds() {
+		a.log.Warn("a refresh token was used twice: its login is revoked", "user", t.User)
+		if err := a.revokeFamily(ctx, t.User, t.Family, "reuse"); err != nil {
+			return Grant{}, err
+		}
+		return Grant{}, errCredentials
+	}
+	u, err := a.st.User(ctx, t.User)
+	if im.Is(err, im.NotFound) {
+		return Grant{}, errCredentials
+	}
+	if err != nil {
+		return Grant{}, err
+	}
+	switch {
+	case t.Expires <= now.UnixMilli() || t.Issued < u.NotBefore || a.revoked.has(t.Family):
+		return Grant{}, errCredentials
+	case u.Disabled:
+		return Grant{}, im.Refuse(im.Disabled, "disabled", "the account is disabled")
+	}
+	return a.grant(ctx, u, t.Device, t.Family)
+}
+
+// Logout ends the login that id came from: both its tokens, and what is
+// connected with them. For a password identity there is nothing to end but the
+// connections, which Revoked is told.
+func (a *Auth) Logout(ctx context.Context, id Identity) error {
+	if id.Family == "" {
+		return im.Refuse(im.Invalid, "no_login", "there is no login to end: a password needs no logout")
+	}
+	return a.revokeFamily(ctx, id.User, id.Family, "logout")
+}
+
+func (a *Auth) revokeFamily(ctx context.Context, user im.UserID, family, reason string) error {
+	if err := a.saveRevoked(ctx, family); err != nil {
+		return err
+	}
+	if err := a.st.DropTokens(ctx, user, func(t store.Token) bool { return t.Family != family }); err != nil {
+		return err
+	}
+	a.tell(Revocation{User: user, Family: family, Reason: reason})
+	return nil
+}
+
+func (a *Auth) tell(r Revocation) {
+	if a.opt.Revoked != nil {
+		a.opt.Revoked(r)
+	}
+}
+
+// ChangePassword replaces one's password after checking the old one. Everything
+// issued before is revoked.
+func (a *Auth) ChangePassword(ctx context.Context, user im.UserID, old, password, addr string) error {
+	if _, err := a.password(ctx, user, old, addr); err != nil {
+		return err
+	}
+	return a.SetPassword(ctx, user, password)
+}
+
+// SetPassword replaces a password and revokes everything issued before.
+func (a *Auth) SetPassword(ctx context.Context, user im.UserID, password string) error {
+	if err := CheckPassword(user, password); err != nil {
+		return err
+	}
+	hash, err := a.hash(ctx, password)
+	if err != nil {
+		return err
+	}
+	return a.change(ctx, user, "password", func(u *store.User) { u.Password = hash })
+}
+
+// Revoke ends everything issued to the user so far.
+func (a *Auth) Revoke(ctx context.Context, user im.UserID) error {
+	return a.change(ctx, user, "admin", func(*store.User) {})
+}
+
+// SetDisabled disables or enables an account; disabling revokes.
+func (a *Auth) SetDisabled(ctx context.Context, user im.UserID, disabled bool) error {
+	if disabled {
+		return a.change(ctx, user, "disabled", func(u *store.User) { u.Disabled = true })
+	}
+	return a.update(ctx, user, func(u *store.User) { u.Disabled = false })
+}
+
+// SetRole makes somebody an admin, or not. Tokens carry the role, so it revokes.
+func (a *Auth) SetRole(ctx context.Context, user im.UserID, role string) error {
+	if role != "" && role != "admin" {
+		return im.Refuse(im.Invalid, "role_invalid", "a role is admin or nothing")
+	}
+	return a.change(ctx, user, "admin", func(u *store.User) { u.Role = role })
+}
+
+// SetName changes the name shown to people.
+func (a *Auth) SetName(ctx context.Context, user im.UserID, name string) error {
+	if name == "" || len(name) > 128 {
+		return im.Refuse(im.Invalid, "name_invalid", "a name has 1 to 128 bytes")
+	}
+	return a.update(ctx, user, func(u *store.User) { u.Name = name })
+}
+
+// change updates the account and revokes all that was issued before.
+func (a *Auth) change(ctx context.Context, user im.UserID, reason string, fn func(*store.User)) error {
+	err := a.update(ctx, user, func(u *store.User) {
+		fn(u)
+		u.NotBefore = max(a.nowMS(), u.NotBefore+1)
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.st.DropTokens(ctx, user, nil); err != nil {
+		return err
+	}
+	a.tell(Revocation{User: user, Reason: reason})
+	return nil
+}
+
+func (a *Auth) update(ctx context.Context, user im.UserID, fn func(*store.User)) error {
+	for {
+		u, err := a.st.User(ctx, user)
+		if err != nil {
+			return err
+		}
+		fn(&u)
+		err = a.st.Commit(ctx, &store.Tx{Users: []store.User{u}})
+		a.users.drop(user)
+		if !im.Is(err, im.Conflict) {
+			return err
+		}
+	}
+}
+
+// CheckConnect checks the credentials of a CONNECT: the account's password, or
+// an access token in its place, with which the user name may be empty.
+func (a *Auth) CheckConnect(ctx context.Context, username string, password []byte, _ im.DeviceID, addr string) (Identity, error) {
+	if looksLikeToken(password) {
+		id, err := a.CheckToken(ctx, string(password))
+		if err == nil && username != "" && username != string(id.User) {
+			err = errCredentials
+		}
+		if im.Is(err, im.Unauthorized) {
+			now := a.opt.Now()
+			if wait := a.addresses.check(addr, now); wait > 0 {
+				return Identity{}, tooManyErr(wait)
+			}
+			a.addresses.strike(addr, now)
+		}
+		return id, err
+	}
+	user := im.UserID(username)
+	if username == "" || len(password) == 0 {
+		return Identity{}, errCredentials
+	}
+	now := a.opt.Now()
+	if u, err := a.users.get(ctx, a.st, user); err == nil && !u.Disabled && a.remembered.has(u, password, now) {
+		return Identity{User: u.ID, Role: u.Role, Issued: now.UnixMilli()}, nil
+	}
+	issued := now.UnixMilli()
+	u, err := a.password(ctx, user, string(password), addr)
+	if err != nil {
+		return Identity{}, err
+	}
+	a.remembered.add(u, password, now.Add(a.opt.Remember))
+	return Identity{User: u.ID, Role: u.Role, Issued: max(issued, u.NotBefore)}, nil
+}
+
+// StillValid reports whether an identity has not been revoked or expired since.
+func (a *Auth) StillValid(id Identity) bool {
+	if !id.Expires.IsZero() && !a.opt.Now().Before(id.Expires) {
+		return false
+	}
+	if id.Family != "" && a.revoked.has(id.Family) {
+		return false
+	}
+	u, err := a.users.get(context.Background(), a.st, id.User)
+	if err != nil {
+		return im.Is(err, im.Unavailable) // unknown for the moment: it was valid when it was checked
+	}
+	return !u.Disabled && id.Issued >= u.NotBefore
+}
+
+func looksLikeToken(p []byte) bool {
+	return len(p) > 100 && bytes.HasPrefix(p, []byte("eyJ")) && bytes.Count(p, []byte(".")) == 2
+}
+
+func random(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func hashToken(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
+}
+
+// remembered recognises passwords that argon2id accepted lately, by an HMAC
+// under a key that lives as long as the process. Bounded: full, it starts anew.
+type remembered struct {
+	key [32]byte
+	mu  sync.RWMutex
+	m   map[[32]byte]time.Time
+}
+
+const maxRemembered = 200_000
+
+func (r *remembered) init() {
+	_, _ = rand.Read(r.key[:])
+	r.m = make(map[[32]byte]time.Time)
+}
+
+// sum covers the stored hash, so a changed password is forgotten at once.
+func (r *remembered) sum(u store.User, password []byte) (out [32]byte) {
+	h := hmac.New(sha256.New, r.key[:])
+	h.Write([]byte(u.ID))
+	h.Write([]byte{0})
+	h.Write([]byte(u.Password))
+	h.Write([]byte{0})
+	h.Write(password)
+	h.Sum(out[:0])
+	return out
+}
+
+func (r *remembered) has(u store.User, password []byte, now time.Time) bool {
+	k := r.sum(u, password)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	until, ok := r.m[k]
+	return ok && now.Before(until)
+}
+
+func (r *remembered) add(u store.User, password []byte, until time.Time) {
+	k := r.sum(u, password)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.m) >= maxRemembered {
+		clear(r.m)
+	}
+	r.m[k] = until
+}
+
+// userCache keeps account rows. A change through this Auth drops the row first
+// from the cache's point of view: a load that began before does not come back.
+type userCache struct {
+	mu  sync.RWMutex
+	m   map[im.UserID]store.User
+	gen uint64
+}
+
+const maxCachedUsers = 100_000
+
+func (c *userCache) init() { c.m = make(map[im.UserID]store.User) }
+
+func (c *userCache) get(ctx context.Context, st Store, user im.UserID) (store.User, error) {
+	c.mu.RLock()
+	u, ok := c.m[user]
+	gen := c.gen
+	c.mu.RUnlock()
+	if ok {
+		return u, nil
+	}
+	if !user.Valid() {
+		return u, errCredentials
+	}
+	u, err := st.User(ctx, user)
+	if err != nil {
+		return u, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gen == gen {
+		if len(c.m) >= maxCachedUsers {
+			clear(c.m)
+		}
+		c.m[user] = u
+	}
+	return u, nil
+}
+
+func (c *userCache) drop(user im.UserID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gen++
+	delete(c.m, user)
+}
+
+// Invalidate forgets what is cached of a user, after a change elsewhere.
+func (a *Auth) Invalidate(user im.UserID) { a.users.drop(user) }
+
+// revokedFamilies are logins ended before their access tokens expire. They are
+// stored as one secret, which stays small: an entry lives as long as an access
+// token.
+type revokedFamilies struct {
+	mu sync.RWMutex
+	m  map[string]int64 // until, Unix ms
+}
+
+func (r *revokedFamilies) has(family string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, ok := r.m[family]
+	return ok
+}
+
+const revokedSecret = "auth.revoked"
+
+func (a *Auth) loadRevoked(ctx context.Context) error {
+	b, err := a.st.Secret(ctx, revokedSecret, func() ([]byte, error) { return []byte("{}"), nil })
+	if err != nil {
+		return err
+	}
+	m := make(map[string]int64)
+	if err := json.Unmarshal(b, &m); err != nil {
+		return im.E(im.Internal, "auth.loadRevoked", err)
+	}
+	a.revoked.m = m
+	return nil
+}
+
+func (a *Auth) saveRevoked(ctx context.Context, family string) error {
+	a.changes.Lock()
+	defer a.changes.Unlock()
+	now := a.nowMS()
+	next := map[string]int64{family: now + a.opt.TokenTTL.Milliseconds() + time.Minute.Milliseconds()}
+	a.revoked.mu.RLock()
+	for f, until := range a.revoked.m {
+		if until > now {
+			next[f] = until
+		}
+	}
+	a.revoked.mu.RUnlock()
+	b, err := json.Marshal(next)
+	if err != nil {
+		return im.E(im.Internal, "auth.saveRevoked", err)
+	}
+	if err := a.st.PutSecret(ctx, revokedSecret, b); err != nil {
+		return err
+	}
+	a.revoked.mu.Lock()
+	a.revoked.m = next
+	a.revoked.mu.Unlock()
+	return nil
+}
