@@ -383,7 +383,7 @@ func (s *session) read(p *broker.Publish, a *accept, t *im.Topic) error {
 	}
 	ctx, cancel := s.ctx()
 	defer cancel()
-	if err := s.g.opt.Chat.MarkRead(ctx, s.me.User, s.me.Device, t.Conv, seq); err != nil {
+	if _, err := s.g.opt.Chat.MarkRead(ctx, s.me.User, s.me.Device, t.Conv, seq); err != nil {
 		return err
 	}
 	s.finish(a, 0, "", 0, 0)

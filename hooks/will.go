@@ -164,7 +164,8 @@ func (g *Gate) lastWord(ctx context.Context, s *session) error {
 		if err != nil {
 			return err
 		}
-		return g.opt.Chat.MarkRead(ctx, s.me.User, s.me.Device, t.Conv, seq)
+		_, err = g.opt.Chat.MarkRead(ctx, s.me.User, s.me.Device, t.Conv, seq)
+		return err
 	default:
 		a := &store.Append{Entry: im.Entry{Body: w.pub.body, Type: w.pub.typ, ID: w.id}}
 		if err := g.opt.Chat.Check(ctx, s.me, t, a); err != nil {
