@@ -1,0 +1,188 @@
+package configs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Config is the whole configuration. The key of a field is its path of yaml
+// names: mqtt.addr.
+type Config struct {
+	DataDir      string   `yaml:"data_dir" help:"directory of the embedded store and run-time files"`
+	Registration string   `yaml:"registration" help:"who may make accounts: open, closed, or auto: open while every listener is on loopback"`
+	MQTT         MQTT     `yaml:"mqtt"`
+	HTTP         HTTP     `yaml:"http"`
+	Metrics      Metrics  `yaml:"metrics"`
+	Store        Store    `yaml:"store"`
+	Auth         Auth     `yaml:"auth"`
+	Sessions     Sessions `yaml:"sessions"`
+	Limits       Limits   `yaml:"limits"`
+	Log          Log      `yaml:"log"`
+	Rules        []Rule   `yaml:"rules" help:"who may publish and subscribe in the plain space; the first match wins, none means no"`
+}
+
+// MQTT configures the MQTT listeners and connections.
+type MQTT struct {
+	Addr           string        `yaml:"addr" help:"address of MQTT over TCP, or off"`
+	TLS            TLS           `yaml:"tls"`
+	ProxyProtocol  []string      `yaml:"proxy_protocol" help:"networks whose connections begin with a PROXY protocol v2 header, such as 10.0.0.0/8; empty: none"`
+	MaxConnections int           `yaml:"max_connections" help:"connections at once, MQTT and WebSocket together"`
+	MaxPerIP       int           `yaml:"max_per_ip" help:"connections at once from one address; 0: no limit"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" help:"from accept to CONNECT, TLS included"`
+	WriteTimeout   time.Duration `yaml:"write_timeout" help:"a client that takes nothing for so long is closed"`
+	KeepAliveMax   time.Duration `yaml:"keepalive_max" help:"a longer or absent keep-alive of an MQTT 5 client is replaced by this; 0: no limit"`
+	ReceiveMaximum int           `yaml:"receive_maximum" help:"publishes of one client that wait for their acknowledgement"`
+	Window         int           `yaml:"window" help:"deliveries to one device that wait for its acknowledgement"`
+}
+
+// TLS configures a TLS listener; the files are read again when they change.
+type TLS struct {
+	Addr string `yaml:"addr" help:"address of MQTT over TLS, or off"`
+	Cert string `yaml:"cert" help:"certificate chain, PEM"`
+	Key  string `yaml:"key" help:"private key, PEM"`
+}
+
+// HTTP configures the API and WebSocket listener.
+type HTTP struct {
+	Addr           string   `yaml:"addr" help:"address of the HTTP API and of MQTT over WebSocket at /mqtt, or off"`
+	Cert           string   `yaml:"cert" help:"certificate chain, PEM: serve HTTPS"`
+	Key            string   `yaml:"key" help:"private key, PEM"`
+	Origins        []string `yaml:"origins" help:"origins besides our own whose pages may call, such as https://chat.example.org"`
+	TrustedProxies []string `yaml:"trusted_proxies" help:"networks whose X-Forwarded-For is believed"`
+}
+
+// Metrics configures the operator's listener.
+type Metrics struct {
+	Addr string `yaml:"addr" help:"address of /metrics, /healthz, /readyz and /debug/pprof, or off"`
+}
+
+// Store configures where everything is kept.
+type Store struct {
+	URI     string        `yaml:"uri" help:"embedded"`
+	Cache   Size          `yaml:"cache" help:"block cache of the embedded store"`
+	MinFree Size          `yaml:"min_free" help:"disk space below which nothing is accepted any more"`
+	Dedupe  time.Duration `yaml:"dedupe" help:"how long a sender's message id is remembered, at least"`
+}
+
+// Auth configures logins.
+type Auth struct {
+	TokenTTL   time.Duration `yaml:"token_ttl" help:"life of an access token"`
+	RefreshTTL time.Duration `yaml:"refresh_ttl" help:"life of a refresh token"`
+}
+
+// Sessions configures devices.
+type Sessions struct {
+	ForgetAfter time.Duration `yaml:"forget_after" help:"a device unused for so long is forgotten"`
+	MaxPerUser  int           `yaml:"max_per_user" help:"devices of one account"`
+}
+
+// Limits bounds what one user may do.
+type Limits struct {
+	Off               bool    `yaml:"off" help:"switch off the limits of rate, for benchmarks"`
+	Message           Size    `yaml:"message" help:"largest message body"`
+	MessagesPerSecond float64 `yaml:"messages_per_second" help:"publishes of one user, sustained"`
+	Burst             int     `yaml:"burst" help:"publishes of one user at once"`
+	BytesPerSecond    Size    `yaml:"bytes_per_second" help:"bytes published by one user, sustained"`
+	Subscriptions     int     `yaml:"subscriptions" help:"subscriptions of one session"`
+	GroupMembers      int     `yaml:"group_members" help:"members of one group"`
+	Groups            int     `yaml:"groups" help:"groups of one user"`
+	Friends           int     `yaml:"friends" help:"friends and open requests of one user"`
+	RequestsPerSecond float64 `yaml:"requests_per_second" help:"HTTP requests of one user or address, sustained"`
+}
+
+// Log configures what is written to standard error.
+type Log struct {
+	Level  string `yaml:"level" help:"debug, info, warn or error"`
+	Format string `yaml:"format" help:"text, json, or auto: text on a terminal"`
+}
+
+// Rule is one rule of the plain space.
+type Rule struct {
+	Allow string `yaml:"allow"` // publish, subscribe or all
+	Deny  string `yaml:"deny"`
+	Topic string `yaml:"topic"` // a filter; {user} and {device} are the caller's
+	Role  string `yaml:"role"`  // "admin", or empty for everybody
+	User  string `yaml:"user"`
+}
+
+// Size is a number of bytes; written 256KB, 64MB or plain.
+type Size int64
+
+// String writes the size as short as it goes.
+func (s Size) String() string {
+	for _, u := range []struct {
+		n int64
+		s string
+	}{{1 << 30, "GB"}, {1 << 20, "MB"}, {1 << 10, "KB"}} {
+		if int64(s) >= u.n && int64(s)%u.n == 0 {
+			return strconv.FormatInt(int64(s)/u.n, 10) + u.s
+		}
+	}
+	return strconv.FormatInt(int64(s), 10)
+}
+
+// ParseSize reads a size; KB, MB and GB are powers of 1024.
+func ParseSize(s string) (Size, error) {
+	t := strings.ToUpper(strings.TrimSpace(s))
+	unit := int64(1)
+	for suffix, u := range map[string]int64{"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30} {
+		if rest, ok := strings.CutSuffix(t, suffix); ok {
+			t, unit = strings.TrimSpace(rest), u
+		}
+	}
+	n, err := strconv.ParseInt(t, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)/unit {
+		return 0, fmt.Errorf("%q is not a size: write 65536, 256KB or 64MB", s)
+	}
+	return Size(n * unit), nil
+}
+
+// ParseDuration reads a duration; besides Go's units, d is 24 hours.
+func ParseDuration(s string) (time.Duration, error) {
+	s = strings.TrimSpace(s)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseInt(days, 10, 32)
+		if err == nil && n >= 0 {
+			return time.Duration(n) * 24 * time.Hour, nil
+		}
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is not a duration: write 10s, 15m or 90d", s)
+	}
+	return d, nil
+}
+
+func formatDuration(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "0s"
+	case d%(24*time.Hour) == 0:
+		return strconv.Itoa(int(d/(24*time.Hour))) + "d"
+	case d%time.Hour == 0:
+		return strconv.Itoa(int(d/time.Hour)) + "h"
+	case d%time.Minute == 0:
+		return strconv.Itoa(int(d/time.Minute)) + "m"
+	}
+	return d.String()
+}
+
+// Defaults is the configuration of somebody who sets nothing.
+func Defaults() Config {
+	return Config{
+		DataDir:      "data",
+		Registration: "auto",
+		MQTT: MQTT{Addr: "127.0.0.1:1883", TLS: TLS{Addr: "off"}, MaxConnections: 100_000, MaxPerIP: 0, ConnectTimeout: 10 * time.Second,
+			WriteTimeout: 30 * time.Second, KeepAliveMax: 0, ReceiveMaximum: 1024, Window: 256},
+		HTTP:     HTTP{Addr: "127.0.0.1:8080"},
+		Metrics:  Metrics{Addr: "127.0.0.1:9090"},
+		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour},
+		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
+		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},
+		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 50, Burst: 200, BytesPerSecond: 4 << 20, Subscriptions: 100, GroupMembers: 10_000,
+			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50},
+		Log: Log{Level: "info", Format: "auto"},
+	}
+}
