@@ -202,6 +202,7 @@ func (c *Conn) read(bye **packets.Packet) error {
 			readPool.Put(pooled)
 		}
 	}()
+	_, eager := c.nc.(*wsConn) // a deadline that fired cannot be moved there
 	r, w, quiet := 0, 0, 0
 	last := time.Now()
 	c.arm(last)
@@ -262,7 +263,7 @@ func (c *Conn) read(bye **packets.Packet) error {
 		}
 		n, err := c.nc.Read(buf[w:])
 		if err != nil {
-			if c.keepAlive > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.acks.stopping() && c.arm(last) {
+			if c.keepAlive > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !eager && !c.acks.stopping() && c.arm(last) {
 				continue
 			}
 			return err
@@ -273,6 +274,9 @@ func (c *Conn) read(bye **packets.Packet) error {
 		w += n
 		if whole(buf[r:w]) {
 			last = time.Now()
+			if eager {
+				c.arm(last)
+			}
 		}
 		switch {
 		case w == len(buf) && len(buf) == readSmall:
