@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -22,6 +23,7 @@ type Conn struct {
 	b       *Broker
 	nc      net.Conn
 	session Session
+	current atomic.Pointer[Session] // session, for other goroutines
 
 	// Set by the handshake, constant afterwards.
 	version   byte // 4 or 5
@@ -57,6 +59,14 @@ func (c *Conn) NetConn() net.Conn { return c.nc }
 // SetEnvelope makes deliveries carry the JSON envelope (MQTT 5; 3.1.1 always
 // does). For the gate, before Start.
 func (c *Conn) SetEnvelope() { c.envelope = true }
+
+// Session is what the gate gave for this connection; nil during the handshake.
+func (c *Conn) Session() Session {
+	if s := c.current.Load(); s != nil {
+		return *s
+	}
+	return nil
+}
 
 // AuthMethod is the authentication method of the CONNECT, or "".
 func (c *Conn) AuthMethod() string { return c.method }
@@ -136,6 +146,7 @@ func (c *Conn) connect() bool {
 		return false
 	}
 	c.session, c.user, c.method = ack.Session, ack.User, ack.AuthMethod
+	c.current.Store(&c.session)
 	if !c.b.add(c) {
 		c.Close(delivery.ShuttingDown)
 		ack.Session.Close(nil)

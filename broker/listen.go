@@ -264,3 +264,6 @@ func (c *Certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	}
 	return c.current, nil
 }
+
+// Close closes the listener without waiting; for one that never served.
+func (l *Listener) Close() error { return l.nl.Close() }

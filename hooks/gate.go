@@ -113,6 +113,20 @@ func (g *Gate) Run(ctx context.Context) error {
 	return nil
 }
 
+// Identity is who is connected as the device; the zero Identity if nobody is.
+func (g *Gate) Identity(k im.DeviceKey) auth.Identity {
+	l := g.opt.Delivery.Line(k)
+	if l == nil {
+		return auth.Identity{}
+	}
+	if c, ok := l.Wire().(*broker.Conn); ok {
+		if s, ok := c.Session().(*session); ok {
+			return s.identity()
+		}
+	}
+	return auth.Identity{}
+}
+
 // Restore puts the plain subscriptions of persistent sessions back into the
 // index, before anybody connects.
 func (g *Gate) Restore(ctx context.Context, devices interface {

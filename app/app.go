@@ -1,0 +1,399 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/parley-im/parley/auth"
+	"github.com/parley-im/parley/broker"
+	"github.com/parley-im/parley/chat"
+	"github.com/parley-im/parley/configs"
+	"github.com/parley-im/parley/delivery"
+	"github.com/parley-im/parley/hooks"
+	"github.com/parley-im/parley/httpapi"
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/plain"
+	"github.com/parley-im/parley/store"
+	"github.com/parley-im/parley/store/pebblestore"
+)
+
+// Options configure an App. Config is needed.
+type Options struct {
+	Config  *configs.Config
+	Log     *slog.Logger
+	Version string
+}
+
+// App is a running Parley. Make it with New, then Run it once.
+type App struct {
+	cfg     *configs.Config
+	log     *slog.Logger
+	version string
+	metrics *metrics
+
+	store    *pebblestore.Store
+	auth     *auth.Auth
+	chat     *chat.Chat
+	delivery *delivery.Delivery
+	plain    *plain.Space
+	gate     *hooks.Gate
+	broker   *broker.Broker
+	api      *httpapi.API
+	admin    *adminAccess
+
+	limits    *broker.Limits
+	listeners []*broker.Listener
+	http      *http.Server
+	operator  *http.Server
+	addrs     Addrs
+
+	ready   chan struct{}
+	pending []func() error // HTTP servers to run
+	undo    []func() error // clean-up, last first
+}
+
+// Addrs are the addresses that are listened on; "" where a listener is off.
+type Addrs struct {
+	MQTT, MQTTS, HTTP, Metrics string
+}
+
+// StoreDir is where the embedded store of a data directory is.
+func StoreDir(dataDir string) string { return filepath.Join(dataDir, "store") }
+
+// OpenStore opens the embedded store of a configuration.
+func OpenStore(cfg *configs.Config, log *slog.Logger, ev pebblestore.Events) (*pebblestore.Store, error) {
+	return pebblestore.Open(StoreDir(cfg.DataDir), pebblestore.Options{
+		CacheBytes: int64(cfg.Store.Cache), MinFree: uint64(cfg.Store.MinFree), DedupeWindow: cfg.Store.Dedupe, Log: log, Events: ev,
+	})
+}
+
+// New opens the store and the listeners and wires the rooms. It starts nothing:
+// connections wait until Run. What it opened is closed by Run, or by itself if
+// it fails.
+func New(o Options) (_ *App, err error) {
+	a := &App{cfg: o.Config, log: o.Log, version: o.Version, metrics: newMetrics(o.Version), ready: make(chan struct{})}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	defer func() {
+		if err != nil {
+			_ = a.cleanup()
+		}
+	}()
+	for _, step := range []func() error{a.openStore, a.makeRooms, a.makeFaces, a.listen} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *App) onCleanup(fn func() error) { a.undo = append(a.undo, fn) }
+
+func (a *App) cleanup() error {
+	var errs []error
+	for i := len(a.undo) - 1; i >= 0; i-- {
+		errs = append(errs, a.undo[i]())
+	}
+	a.undo = nil
+	return errors.Join(errs...)
+}
+
+func (a *App) openStore() error {
+	st, err := OpenStore(a.cfg, a.log, pebblestore.Events{Committed: a.metrics.committed, CommitFailed: func(error) { a.metrics.commitFail.Inc() }})
+	if err != nil {
+		return err
+	}
+	a.store = st
+	a.onCleanup(st.Close)
+	return nil
+}
+
+// makeRooms makes what decides and carries.
+func (a *App) makeRooms() error {
+	cfg, m := a.cfg, a.metrics
+	ctx := context.Background()
+	var err error
+	a.auth, err = auth.New(ctx, auth.Options{Store: a.store, Log: a.log, TokenTTL: cfg.Auth.TokenTTL, RefreshTTL: cfg.Auth.RefreshTTL, Revoked: a.revoked})
+	if err != nil {
+		return err
+	}
+	a.delivery = delivery.New(delivery.Options{
+		Source: a.store, Window: cfg.MQTT.Window, MaxDevices: cfg.Sessions.MaxPerUser, ForgetAfter: cfg.Sessions.ForgetAfter, Log: a.log,
+		Events: delivery.Events{
+			Dropped: func(q string) { m.dropped.WithLabelValues(q).Inc() },
+			Behind:  func(d int) { m.behind.Add(float64(d)) },
+		},
+	})
+	a.chat = chat.New(chat.Options{
+		Store: a.store, Courier: a.delivery, Log: a.log,
+		MaxMessage: int(cfg.Limits.Message), MaxGroupMembers: cfg.Limits.GroupMembers, MaxGroups: cfg.Limits.Groups, MaxFriends: cfg.Limits.Friends,
+	})
+	a.plain = plain.New(rules(cfg.Rules), nil)
+	return a.store.EachRetained(ctx, func(r store.RetainedMessage) bool {
+		a.plain.Retain(r)
+		return true
+	})
+}
+
+// rules translates the configuration's rules.
+func rules(list []configs.Rule) plain.Rules {
+	actions := map[string]plain.Action{"publish": plain.Publish, "subscribe": plain.Subscribe, "all": plain.Publish | plain.Subscribe}
+	var out plain.Rules
+	for _, r := range list {
+		out = append(out, plain.Rule{Deny: r.Deny != "", Actions: actions[r.Allow+r.Deny], Topic: r.Topic, Role: r.Role, User: im.UserID(r.User)})
+	}
+	return out
+}
+
+// makeFaces makes what the outside sees.
+func (a *App) makeFaces() error {
+	cfg, m := a.cfg, a.metrics
+	proxies, err := configs.Prefixes(cfg.HTTP.TrustedProxies)
+	if err != nil {
+		return err
+	}
+	a.admin = newAdminAccess(cfg.DataDir)
+	limits := httpapi.Limits{Off: cfg.Limits.Off, UserRate: cfg.Limits.RequestsPerSecond}
+	a.api = httpapi.New(httpapi.Options{
+		Chat: a.chat, Auth: a.auth, Accounts: a.store, Devices: a.store, Sessions: sessions{a},
+		Registration: cfg.RegistrationOpen, Operator: a.admin.allows, Version: a.version, Limits: limits,
+		Origins: cfg.HTTP.Origins, TrustedProxies: proxies, Log: a.log,
+	})
+	var limiter hooks.Limiter
+	if !cfg.Limits.Off {
+		limiter = newLimiter(cfg.Limits.MessagesPerSecond, cfg.Limits.Burst, float64(cfg.Limits.BytesPerSecond))
+	}
+	a.gate = hooks.New(hooks.Options{
+		Auth: a.auth, Chat: a.chat, Delivery: a.delivery, Plain: a.plain, Store: a.store, RPC: rpc{a.api}, Limiter: limiter, Log: a.log,
+		MaxBody: int(cfg.Limits.Message), MaxSubscriptions: cfg.Limits.Subscriptions,
+		Events: hooks.Events{
+			Accepted: counters(m.accepted, "dm", "group", "plain"),
+			Refused:  func(r string) { m.refused.WithLabelValues(r).Inc() },
+			Login:    func(r string) { m.logins.WithLabelValues(r).Inc() },
+		},
+	})
+	a.broker, err = broker.New(broker.Options{
+		Gate: a.gate, Log: a.log, ConnectTimeout: cfg.MQTT.ConnectTimeout, WriteTimeout: cfg.MQTT.WriteTimeout, KeepAliveMax: cfg.MQTT.KeepAliveMax,
+		MaxPacket: int(cfg.Limits.Message) + 64<<10, ReceiveMaximum: cfg.MQTT.ReceiveMaximum,
+		Events: broker.Events{
+			Refused:   func(r string) { m.rejected.WithLabelValues(r).Inc() },
+			Closed:    func(r string) { m.closed.WithLabelValues(r).Inc() },
+			Panic:     m.panics.Inc,
+			BytesIn:   func(n int) { m.bytesIn.Add(float64(n)) },
+			BytesOut:  func(n int) { m.bytesOut.Add(float64(n)) },
+			PacketsIn: func(n int) { m.packetsIn.Add(float64(n)) },
+		},
+	})
+	if err != nil {
+		return err
+	}
+	m.gauge("connections", "MQTT connections with a session.", func() float64 { return float64(a.broker.Connections()) })
+	m.gauge("plain_subscribers", "Devices with subscriptions in the plain space.", func() float64 { return float64(a.plain.Subscriptions()) })
+	m.gauge("retained_messages", "Retained messages of the plain space.", func() float64 { return float64(a.plain.RetainedCount()) })
+	m.counter("messages_delivered_total", "Entries written to devices, first time or again.", func() float64 { return float64(a.delivery.Delivered()) })
+	return a.gate.Restore(context.Background(), a.store)
+}
+
+// listen opens every listener, so that an address in use is known before
+// anything runs.
+func (a *App) listen() error {
+	cfg := a.cfg
+	a.limits = broker.NewLimits(cfg.MQTT.MaxConnections, cfg.MQTT.MaxPerIP)
+	proxies, err := configs.Prefixes(cfg.MQTT.ProxyProtocol)
+	if err != nil {
+		return err
+	}
+	open := func(key, addr string, tc *tls.Config) (string, error) {
+		if addr == "off" {
+			return "", nil
+		}
+		l, err := broker.Listen(broker.ListenOptions{Addr: addr, TLS: tc, Proxies: proxies, Limits: a.limits, HandshakeTimeout: cfg.MQTT.ConnectTimeout, Log: a.log,
+			Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }})
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", key, err)
+		}
+		a.listeners = append(a.listeners, l)
+		a.onCleanup(func() error { _ = l.Close(); return nil })
+		return l.Addr().String(), nil
+	}
+	if a.addrs.MQTT, err = open("mqtt.addr", cfg.MQTT.Addr, nil); err != nil {
+		return err
+	}
+	if cfg.MQTT.TLS.Addr != "off" {
+		cert, err := broker.LoadCertificate(cfg.MQTT.TLS.Cert, cfg.MQTT.TLS.Key, a.log)
+		if err != nil {
+			return err
+		}
+		if a.addrs.MQTTS, err = open("mqtt.tls.addr", cfg.MQTT.TLS.Addr, cert.Config()); err != nil {
+			return err
+		}
+	}
+	if err := a.listenHTTP(); err != nil {
+		return err
+	}
+	return a.listenMetrics()
+}
+
+func (a *App) listenHTTP() error {
+	cfg := a.cfg
+	if cfg.HTTP.Addr == "off" {
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", a.admin.backups(a.api.Handler(), a))
+	mux.Handle("/mqtt", broker.WebSocket(broker.WSOptions{Origins: cfg.HTTP.Origins, Limits: a.limits, MaxPacket: int(cfg.Limits.Message) + 128<<10, Log: a.log,
+		ClientIP: a.api.ClientIP, Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }}, a.broker.Handle))
+	a.http = httpapi.NewServer(cfg.HTTP.Addr, mux, a.log)
+	nl, err := net.Listen("tcp", cfg.HTTP.Addr)
+	if err != nil {
+		return fmt.Errorf("http.addr: listen on %s: %w", cfg.HTTP.Addr, err)
+	}
+	a.addrs.HTTP = nl.Addr().String()
+	if cfg.HTTP.Cert != "" {
+		cert, err := broker.LoadCertificate(cfg.HTTP.Cert, cfg.HTTP.Key, a.log)
+		if err != nil {
+			_ = nl.Close()
+			return err
+		}
+		nl = tls.NewListener(nl, cert.Config())
+	}
+	a.serveHTTP(a.http, nl)
+	return nil
+}
+
+func (a *App) listenMetrics() error {
+	addr := a.cfg.Metrics.Addr
+	if addr == "off" {
+		return nil
+	}
+	a.operator = httpapi.NewServer(addr, a.metrics.handler(a.isReady), a.log)
+	nl, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("metrics.addr: listen on %s: %w", addr, err)
+	}
+	a.addrs.Metrics = nl.Addr().String()
+	a.serveHTTP(a.operator, nl)
+	return nil
+}
+
+// serveHTTP keeps the listener for Run.
+func (a *App) serveHTTP(srv *http.Server, nl net.Listener) {
+	srv.Addr = nl.Addr().String()
+	a.onCleanup(func() error { _ = nl.Close(); return nil })
+	a.pending = append(a.pending, func() error {
+		err := srv.Serve(nl)
+		if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Addrs returns the addresses listened on.
+func (a *App) Addrs() Addrs { return a.addrs }
+
+// Ready is closed when the server accepts clients.
+func (a *App) Ready() <-chan struct{} { return a.ready }
+
+func (a *App) isReady(ctx context.Context) error {
+	select {
+	case <-a.ready:
+	default:
+		return im.Refuse(im.Unavailable, "starting", "the server is starting")
+	}
+	return a.store.Ping(ctx)
+}
+
+// drainTime is how long clients get to hear the end of a server that stops;
+// together with the rest it stays below 10 s.
+const drainTime = 7 * time.Second
+
+// Run serves until ctx is done, then drains: what was accepted is committed and
+// acknowledged, clients are told, the store is closed.
+func (a *App) Run(ctx context.Context) error {
+	rooms, stopRooms := context.WithCancel(context.Background())
+	defer stopRooms()
+	accept, stopAccept := context.WithCancel(ctx)
+	defer stopAccept()
+	var living, listening sync.WaitGroup
+	failed := make(chan error, len(a.listeners)+len(a.pending)+4)
+
+	living.Go(func() { _ = a.delivery.Run(rooms) })
+	living.Go(func() { _ = a.gate.Run(rooms) })
+	for _, l := range a.listeners {
+		listening.Go(func() {
+			if err := l.Serve(accept, a.broker.Handle); err != nil {
+				failed <- err
+			}
+		})
+	}
+	for _, serve := range a.pending {
+		listening.Go(func() {
+			if err := serve(); err != nil {
+				failed <- err
+			}
+		})
+	}
+	if err := a.admin.publish(a.addrs.HTTP); err != nil {
+		a.log.Warn("the admin commands will not find this server", "error", err)
+	}
+	close(a.ready)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		a.log.Error("a listener failed", "error", err)
+	}
+	a.log.Info("stopping")
+	stopAccept()
+	a.admin.withdraw()
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	a.broker.Shutdown(drain)
+	for _, srv := range []*http.Server{a.http, a.operator} {
+		if srv != nil {
+			if e := srv.Shutdown(drain); e != nil {
+				_ = srv.Close()
+			}
+		}
+	}
+	listening.Wait()
+	stopRooms()
+	living.Wait()
+	return errors.Join(err, a.cleanup())
+}
+
+// revoked disconnects what is connected with revoked credentials.
+func (a *App) revoked(r auth.Revocation) {
+	n := a.delivery.Kick(r.User, delivery.Revoked, func(l *delivery.Line) bool {
+		return !a.auth.StillValid(a.gate.Identity(l.Key()))
+	})
+	a.log.Info("credentials revoked", "user", r.User, "reason", r.Reason, "disconnected", n)
+}
+
+// sessions shows httpapi who is connected.
+type sessions struct{ a *App }
+
+func (s sessions) Online(k im.DeviceKey) bool { return s.a.delivery.Line(k) != nil }
+
+func (s sessions) Forget(ctx context.Context, k im.DeviceKey) error {
+	s.a.plain.Drop(k)
+	return s.a.delivery.Forget(ctx, k)
+}
+
+// rpc lets MQTT clients call operations.
+type rpc struct{ api *httpapi.API }
+
+func (r rpc) Call(ctx context.Context, id auth.Identity, device im.DeviceID, op string, params []byte) ([]byte, error) {
+	return r.api.Call(ctx, httpapi.Caller{User: id.User, Role: id.Role, Device: device, Identity: id}, op, params)
+}

@@ -1,0 +1,125 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/parley-im/parley/im"
+)
+
+// metrics is what /metrics shows. Rooms announce through callbacks; nothing here
+// is read by a room.
+type metrics struct {
+	reg *prometheus.Registry
+
+	accepted   *prometheus.CounterVec
+	refused    *prometheus.CounterVec
+	logins     *prometheus.CounterVec
+	rejected   *prometheus.CounterVec
+	closed     *prometheus.CounterVec
+	dropped    *prometheus.CounterVec
+	bytesIn    prometheus.Counter
+	bytesOut   prometheus.Counter
+	packetsIn  prometheus.Counter
+	panics     prometheus.Counter
+	behind     prometheus.Gauge
+	commits    prometheus.Histogram
+	batch      prometheus.Histogram
+	commitFail prometheus.Counter
+}
+
+func newMetrics(version string) *metrics {
+	m := &metrics{reg: prometheus.NewRegistry()}
+	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	vec := func(name, help, label string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "parley", Name: name, Help: help}, []string{label})
+		m.reg.MustRegister(c)
+		return c
+	}
+	one := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "parley", Name: name, Help: help})
+		m.reg.MustRegister(c)
+		return c
+	}
+	m.accepted = vec("messages_accepted_total", "Publishes acknowledged after their commit, by kind.", "kind")
+	m.refused = vec("publishes_refused_total", "Publishes refused, by reason.", "reason")
+	m.logins = vec("connects_refused_total", "CONNECTs refused, by reason.", "reason")
+	m.rejected = vec("connections_rejected_total", "Connections closed before they had a session, by reason.", "reason")
+	m.closed = vec("connections_closed_total", "Connections ended by the server, by reason.", "reason")
+	m.dropped = vec("queue_dropped_total", "What a full volatile queue dropped, by queue.", "queue")
+	m.bytesIn = one("received_bytes_total", "Bytes read from clients.")
+	m.bytesOut = one("sent_bytes_total", "Bytes written to clients.")
+	m.packetsIn = one("packets_received_total", "MQTT packets read from clients.")
+	m.panics = one("panics_total", "Connections closed because handling them panicked.")
+	m.commitFail = one("commit_failures_total", "Commits that failed: nothing of them was acknowledged.")
+	m.behind = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "parley", Name: "lines_behind", Help: "Connected devices that read from the log now."})
+	m.commits = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "parley", Name: "commit_duration_seconds", Help: "From the start of a batch to the end of its sync.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)})
+	m.batch = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "parley", Name: "commit_batch_entries", Help: "Entries per commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 12)})
+	m.reg.MustRegister(m.behind, m.commits, m.batch)
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "parley", Name: "build_info", Help: "The version.", ConstLabels: prometheus.Labels{"version": version}})
+	info.Set(1)
+	m.reg.MustRegister(info)
+	return m
+}
+
+// gauge shows a number that is asked for when somebody looks.
+func (m *metrics) gauge(name, help string, fn func() float64) {
+	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "parley", Name: name, Help: help}, fn))
+}
+
+func (m *metrics) counter(name, help string, fn func() float64) {
+	m.reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "parley", Name: name, Help: help}, fn))
+}
+
+func (m *metrics) committed(entries, _ int, took time.Duration) {
+	m.commits.Observe(took.Seconds())
+	m.batch.Observe(float64(entries))
+}
+
+// handler serves the operator's listener.
+func (m *metrics) handler(ready func(context.Context) error) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write([]byte(`{"status":"ok"}` + "\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		answer := map[string]string{"status": "ready"}
+		if err := ready(r.Context()); err != nil {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			answer = map[string]string{"status": "not ready", "reason": im.ReasonOf(err)}
+		}
+		_ = json.NewEncoder(w).Encode(answer)
+	})
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// counters resolves the labels once: this is on the path of every message.
+func counters(v *prometheus.CounterVec, labels ...string) func(string) {
+	m := make(map[string]prometheus.Counter, len(labels))
+	for _, l := range labels {
+		m[l] = v.WithLabelValues(l)
+	}
+	return func(l string) {
+		if c := m[l]; c != nil {
+			c.Inc()
+		} else {
+			v.WithLabelValues(l).Inc()
+		}
+	}
+}

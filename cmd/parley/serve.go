@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parley-im/parley/app"
+	"github.com/parley-im/parley/internal/logging"
+)
+
+func newServeCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server",
+		Long: "Run the server until SIGTERM or SIGINT, then drain: what was accepted is committed and clients are told.\n" +
+			"It prints one line when it is ready. Every key of the configuration is also a flag and an environment\n" +
+			"variable (mqtt.addr: --mqtt.addr, PARLEY_MQTT_ADDR); flag over environment over file.",
+		Args: cobra.NoArgs,
+		RunE: serve,
+	}
+	addConfigFlags(cmd)
+	return cmd
+}
+
+func serve(cmd *cobra.Command, _ []string) error {
+	cfg, err := loadConfig(cmd)
+	if err != nil {
+		return err
+	}
+	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	a, err := app.New(app.Options{Config: cfg, Log: log, Version: versionString()})
+	if err != nil {
+		return err
+	}
+	go func() {
+		select {
+		case <-a.Ready():
+			fmt.Fprintln(cmd.OutOrStdout(), readyLine(a.Addrs()))
+		case <-ctx.Done():
+		}
+	}()
+	return a.Run(ctx)
+}
+
+func readyLine(addrs app.Addrs) string {
+	parts := []string{"parley " + versionString() + " is ready:"}
+	for _, p := range []struct{ name, addr string }{{"mqtt", addrs.MQTT}, {"mqtts", addrs.MQTTS}, {"http", addrs.HTTP}, {"metrics", addrs.Metrics}} {
+		if p.addr != "" {
+			parts = append(parts, p.name+"="+p.addr)
+		}
+	}
+	return strings.Join(parts, " ")
+}

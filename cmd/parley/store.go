@@ -1,0 +1,170 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parley-im/parley/app"
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/internal/logging"
+	"github.com/parley-im/parley/store/pebblestore"
+)
+
+func newCheckCmd() *cobra.Command {
+	var withStore bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration, and with --store the store",
+		Long:  "Reports every fault of the configuration at once, each with file and line. With --store it also reads the whole store: its format, that every conversation is dense and every entry readable. The server must be stopped for that.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "the configuration is sound")
+			if !withStore {
+				return nil
+			}
+			return reportStore(cmd.OutOrStdout(), app.StoreDir(cfg.DataDir))
+		},
+	}
+	addConfigFlags(cmd)
+	cmd.Flags().BoolVar(&withStore, "store", false, "check the store too")
+	return cmd
+}
+
+func reportStore(w io.Writer, dir string) error {
+	info, err := pebblestore.Verify(dir)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "the store is sound: format %d, %s, %s, %s, %s\n", info.Format,
+		plural(info.Users, "user"), plural(info.Devices, "device"), plural(info.Conversations, "conversation"), plural(info.Entries, "entry"))
+	return nil
+}
+
+func newBackupCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "backup DIR",
+		Short: "Copy the store into a new directory, while the server runs or not",
+		Args:  exactly(1, "name the directory to write"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			dir, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(dir); err == nil {
+				return fmt.Errorf("%s exists already: name a new directory", dir)
+			}
+			ctx := cmd.Context()
+			if srv, ok := findServer(ctx, cfg.DataDir); ok {
+				if err := srv.call(ctx, "POST", "/v1/admin/backup", map[string]string{"dir": dir}, nil); err != nil {
+					return err
+				}
+			} else {
+				st, err := app.OpenStore(cfg, logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format), pebblestore.Events{})
+				if err != nil {
+					return err
+				}
+				if err := errors.Join(st.Checkpoint(ctx, dir), st.Close()); err != nil {
+					return err
+				}
+			}
+			return reportStore(cmd.OutOrStdout(), dir)
+		},
+	}
+	addConfigFlags(cmd)
+	return cmd
+}
+
+func newRestoreCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "restore DIR",
+		Short: "Put a backup into an empty data directory; the server must be stopped",
+		Args:  exactly(1, "name the backup"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			to := app.StoreDir(cfg.DataDir)
+			if _, err := os.Stat(to); err == nil {
+				return fmt.Errorf("%s exists already: restore into an empty data directory, or move that one away", to)
+			}
+			if err := reportStore(io.Discard, args[0]); err != nil {
+				return fmt.Errorf("the backup is not sound: %w", err)
+			}
+			tmp := to + ".restoring"
+			if err := os.RemoveAll(tmp); err != nil {
+				return err
+			}
+			if err := copyTree(args[0], tmp); err != nil {
+				return err
+			}
+			if err := os.Rename(tmp, to); err != nil {
+				return err
+			}
+			return reportStore(cmd.OutOrStdout(), to)
+		},
+	}
+	addConfigFlags(cmd)
+	return cmd
+}
+
+func exactly(n int, hint string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{errors.New(hint)}
+		}
+		return nil
+	}
+}
+
+// copyTree copies files and directories and syncs each file.
+func copyTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		if d.IsDir() {
+			return os.MkdirAll(target, 0o700)
+		}
+		return copyFile(path, target)
+	})
+}
+
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	return out.Sync()
+}
+
+// locked reports whether err says that a server uses the store.
+func locked(err error) bool { return im.CodeOf(err) == "store_locked" }
