@@ -33,7 +33,7 @@ func New(w io.Writer, level, format string) *slog.Logger {
 	}
 	if format == "text" {
 		f, ok := w.(*os.File)
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: l, ReplaceAttr: redact, TimeFormat: time.TimeOnly, NoColor: !ok || !term.IsTerminal(int(f.Fd()))}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: l, ReplaceAttr: redact, TimeFormat: time.TimeOnly, NoColor: !ok || !term.IsTerminal(int(f.Fd()))}))
 	}
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l, ReplaceAttr: redact}))
 }

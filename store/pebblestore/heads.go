@@ -37,12 +37,6 @@ type heads struct {
 
 func (h *heads) init(max int) { h.m, h.max = make(map[im.ConvID]*head), max }
 
-func (h *heads) get(conv im.ConvID) *head {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return h.m[conv]
-}
-
 // load returns the head of conv, reading it from db if need be.
 func (h *heads) load(db *pebble.DB, conv im.ConvID) (*head, error) {
 	for {

@@ -1,0 +1,39 @@
+# The two commands of the README are `make run` and `make test`.
+GO        ?= go
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+DATA      ?= data
+# Tests that need a tool fail without it in CI and say so loudly elsewhere.
+TESTTIME  ?= 18m
+
+.PHONY: run build test lint setup bench crash fuzz clean
+
+run: build ## build and start Parley with its data in ./data
+	./bin/parley serve --data-dir $(DATA)
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/parley ./cmd/parley
+
+test: setup lint ## everything: format, vet, staticcheck, all suites under the race detector
+	$(GO) test -race -timeout $(TESTTIME) ./...
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt these files:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+setup: ## what the tests need besides Go
+	@sh tools/setup.sh
+
+bench: build ## compare with stock mochi-mqtt in one interleaved run
+	$(GO) run ./internal/load/compare -parley bin/parley -out bench.json
+
+crash: build ## hundreds of kill -9 under load, with a ledger of what was acknowledged
+	$(GO) test ./internal/plays -run TestKill9 -kills 200 -timeout 60m -v
+
+fuzz: ## each fuzz target for a while
+	@for p in im broker store/pebblestore; do \
+	  for f in $$($(GO) test ./$$p -list '^Fuzz' | grep ^Fuzz); do echo "$$p $$f"; $(GO) test ./$$p -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} || exit 1; done; done
+
+clean:
+	rm -rf bin dist
