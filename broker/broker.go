@@ -101,7 +101,8 @@ type Broker struct {
 		conns    map[*Conn]struct{}
 		draining bool
 	}
-	count atomic.Int64
+	count      atomic.Int64
+	handshakes atomic.Uint64
 }
 
 // New makes a Broker. It starts nothing.

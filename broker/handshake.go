@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -37,7 +38,8 @@ func (d *doorman) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	c := hs.c
 	cl.Properties.Will = mqtt.Will{}          // ours to keep, check and send
 	cl.Properties.Clean = true                // sessions are ours
-	cl.Properties.Props.AssignedClientID = "" // so are client ids
+	cl.Properties.Props.AssignedClientID = "" // so are client ids, which mochi takes for unique
+	cl.ID = strconv.FormatUint(d.b.handshakes.Add(1), 36)
 	c.maxPacket = int(pk.Properties.MaximumPacketSize)
 	c.noProblem = pk.Properties.RequestProblemInfoFlag && pk.Properties.RequestProblemInfo == 0
 	hs.ack = d.b.opt.Gate.Connect(d.b.ctx, c, &pk)
