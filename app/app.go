@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/parley-im/parley/auth"
@@ -50,6 +51,7 @@ type App struct {
 	admin    *adminAccess
 
 	limits    *broker.Limits
+	live      atomic.Pointer[broker.Broker] // broker, for the store's goroutine
 	listeners []*broker.Listener
 	http      *http.Server
 	operator  *http.Server
@@ -108,7 +110,9 @@ func (a *App) cleanup() error {
 }
 
 func (a *App) openStore() error {
-	st, err := OpenStore(a.cfg, a.log, pebblestore.Events{Committed: a.metrics.committed, CommitFailed: func(error) { a.metrics.commitFail.Inc() }})
+	st, err := OpenStore(a.cfg, a.log, pebblestore.Events{
+		Committed: a.metrics.committed, CommitFailed: func(error) { a.metrics.commitFail.Inc() }, Announce: a.announce,
+	})
 	if err != nil {
 		return err
 	}
@@ -142,6 +146,16 @@ func (a *App) makeRooms() error {
 		a.plain.Retain(r)
 		return true
 	})
+}
+
+// announce brackets the outcomes of one commit: each connection is written once.
+func (a *App) announce() func() {
+	b := a.live.Load()
+	if b == nil { // nobody is connected while the rooms are made
+		return func() {}
+	}
+	b.Hold()
+	return b.Release
 }
 
 // rules translates the configuration's rules.
@@ -196,6 +210,7 @@ func (a *App) makeFaces() error {
 	if err != nil {
 		return err
 	}
+	a.live.Store(a.broker)
 	m.gauge("connections", "MQTT connections with a session.", func() float64 { return float64(a.broker.Connections()) })
 	m.gauge("plain_subscribers", "Devices with subscriptions in the plain space.", func() float64 { return float64(a.plain.Subscriptions()) })
 	m.gauge("retained_messages", "Retained messages of the plain space.", func() float64 { return float64(a.plain.RetainedCount()) })

@@ -101,6 +101,7 @@ type Broker struct {
 		conns    map[*Conn]struct{}
 		draining bool
 	}
+	batch      batch
 	count      atomic.Int64
 	handshakes atomic.Uint64
 }

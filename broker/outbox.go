@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -15,7 +17,8 @@ import (
 // Bounded: above WriteMark deliveries are told Full and wait in the log; above
 // WriteLimit the connection is closed.
 type outbox struct {
-	c *Conn
+	c   *Conn
+	raw syscall.RawConn // of a plain TCP connection
 
 	mu       sync.Mutex
 	buf      []byte
@@ -36,6 +39,9 @@ func (o *outbox) init(c *Conn) {
 	o.c = c
 	o.closing = make(chan struct{})
 	o.idle = sync.NewCond(&o.mu)
+	if tc, ok := c.nc.(*net.TCPConn); ok {
+		o.raw, _ = tc.SyscallConn()
+	}
 }
 
 // closePatience is how long the last bytes may take: a stalled reader does not
@@ -70,8 +76,105 @@ func (o *outbox) kick() {
 	}
 	if !o.flushing && (len(o.buf) > 0 || o.ended) && !o.dead {
 		o.flushing = true
-		go o.flush()
+		if o.ended || !o.c.b.batch.add(o) {
+			go o.flush()
+		}
 	}
+}
+
+// batch collects the outboxes that got something while a commit is announced,
+// so that each is written once, in the announcing goroutine, without starting
+// another: waking a second processor costs more than the write.
+type batch struct {
+	mu   sync.Mutex
+	open bool
+	list []*outbox
+}
+
+// add reports false if no commit is being announced.
+func (b *batch) add(o *outbox) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open {
+		b.list = append(b.list, o)
+	}
+	return b.open
+}
+
+// Hold makes what is written from now on wait for Release. The store's announcer
+// calls both, around the outcomes of one commit.
+func (b *Broker) Hold() {
+	b.batch.mu.Lock()
+	b.batch.open = true
+	b.batch.mu.Unlock()
+}
+
+// fewOutboxes is up to how many the announcing goroutine writes itself; more
+// are worth a second processor.
+const fewOutboxes = 8
+
+// Release writes what Hold kept. It never waits for a socket.
+func (b *Broker) Release() {
+	b.batch.mu.Lock()
+	b.batch.open = false
+	list := b.batch.list
+	b.batch.list = nil
+	b.batch.mu.Unlock()
+	here := len(list) <= fewOutboxes
+	for i, o := range list {
+		if here {
+			o.flushNow()
+		} else {
+			go o.flush()
+		}
+		list[i] = nil
+	}
+	b.batch.mu.Lock()
+	if b.batch.list == nil && cap(list) <= 4096 {
+		b.batch.list = list[:0]
+	}
+	b.batch.mu.Unlock()
+}
+
+// flushNow writes what the socket takes at once; the rest is the flusher's. The
+// caller has the right to write: flushing is set.
+func (o *outbox) flushNow() {
+	if o.raw == nil {
+		go o.flush()
+		return
+	}
+	o.mu.Lock()
+	buf := o.buf
+	o.buf = nil
+	o.mu.Unlock()
+	n := 0
+	err := o.raw.Write(func(fd uintptr) bool {
+		n, _ = syscall.Write(int(fd), buf)
+		return true // never wait: what did not fit goes the slow way
+	})
+	n = max(n, 0)
+	if o.c.b.opt.Events.BytesOut != nil {
+		o.c.b.opt.Events.BytesOut(n)
+	}
+	o.mu.Lock()
+	if err != nil || n < len(buf) {
+		o.buf = append(buf[n:len(buf):len(buf)], o.buf...)
+		o.mu.Unlock()
+		go o.flush() // an error shows again there
+		return
+	}
+	if cap(buf) <= maxPooled {
+		buf = buf[:0]
+		writePool.Put(&buf)
+	}
+	if len(o.buf) > 0 || o.marked || o.ended {
+		o.mu.Unlock()
+		go o.flush()
+		return
+	}
+	o.flushing = false
+	o.idle.Broadcast()
+	o.mu.Unlock()
 }
 
 func (o *outbox) appendAck(p *Pending) {
@@ -93,6 +196,12 @@ func (o *outbox) flush() {
 		buf := o.buf
 		o.buf = nil
 		if len(buf) == 0 {
+			if o.marked && !o.ended { // flushNow wrote it all
+				o.marked = false
+				o.mu.Unlock()
+				o.c.session.Writable()
+				continue
+			}
 			o.rest()
 			return
 		}

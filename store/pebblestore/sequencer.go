@@ -181,6 +181,7 @@ func (s *Store) run() {
 		defer close(announced)
 		for c := range s.announce {
 			s.settle(c)
+			s.inFlight.Add(-1)
 		}
 	}()
 	for {
@@ -225,6 +226,16 @@ func (s *Store) serveBatch(jobs []job) {
 		s.refuse(jobs, s.bad.Load().err)
 		return
 	}
+	if len(jobs) == 1 && s.inFlight.Load() == 0 {
+		s.settle(c) // nothing to overlap with: spare the hop to the announcer
+		return
+	}
+	s.pass(c)
+}
+
+// pass hands a commit to the announcer.
+func (s *Store) pass(c *commit) {
+	s.inFlight.Add(1)
 	s.announce <- c
 }
 
@@ -244,7 +255,7 @@ func (s *Store) refuse(jobs []job, err error) {
 			c.waiters = append(c.waiters, waiter{j.done, err})
 		}
 	}
-	s.announce <- c
+	s.pass(c)
 }
 
 // settle is the announcer's part: wait for the sync, then tell everybody.
@@ -272,6 +283,9 @@ func (s *Store) settle(c *commit) {
 		if s.opt.Events.Committed != nil {
 			s.opt.Events.Committed(c.entries, c.bytes, time.Since(c.begun))
 		}
+	}
+	if s.opt.Events.Announce != nil && len(c.appends) > 0 {
+		defer s.opt.Events.Announce()()
 	}
 	for _, a := range c.appends {
 		if err != nil {
@@ -332,7 +346,7 @@ func (s *Store) revive() bool {
 		return false
 	}
 	barrier := make(chan struct{}) // what is in flight fails first
-	s.announce <- &commit{barrier: barrier}
+	s.pass(&commit{barrier: barrier})
 	<-barrier
 
 	s.db.Lock()
