@@ -567,3 +567,38 @@ func hasNUL(b []byte) bool {
 	}
 	return false
 }
+
+// emptyWill finds, in a checked CONNECT, a will without payload, and returns the
+// offset of its payload's length; 0 if there is none.
+func emptyWill(frame []byte) int {
+	head, _, _ := HeaderLen(frame)
+	b := frame[head:]
+	_, b, _ = cutBytes(b)
+	version, flags := b[0], b[1]
+	if flags&4 == 0 {
+		return 0
+	}
+	b = b[4:]
+	if version == 5 {
+		_, b, _ = cutProps(b)
+	}
+	_, b, _ = cutBytes(b) // client id
+	if version == 5 {
+		_, b, _ = cutProps(b)
+	}
+	_, b, _ = cutBytes(b) // topic
+	if b[0] != 0 || b[1] != 0 {
+		return 0
+	}
+	return len(frame) - len(b)
+}
+
+// fillWill gives an empty will one byte of payload. mochi takes a will without
+// payload for a protocol error, which it is not [MQTT-3.1.3-10 of 3.1.1].
+func fillWill(frame []byte, at int) []byte {
+	head, total, _ := HeaderLen(frame)
+	out := AppendVarint([]byte{frame[0]}, total-head+1)
+	out = append(out, frame[head:at]...)
+	out = append(out, 0, 1, 0)
+	return append(out, frame[at+2:]...)
+}

@@ -36,6 +36,9 @@ var errRefused = errors.New("refused")
 func (d *doorman) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	hs := cl.Net.Conn.(*pipe)
 	c := hs.c
+	if hs.emptyWill {
+		pk.Connect.WillPayload = nil
+	}
 	cl.Properties.Will = mqtt.Will{}          // ours to keep, check and send
 	cl.Properties.Clean = true                // sessions are ours
 	cl.Properties.Props.AssignedClientID = "" // so are client ids, which mochi takes for unique
@@ -115,6 +118,7 @@ type pipe struct {
 	out         bytes.Buffer
 	ack         Connack
 	established bool
+	emptyWill   bool // the will's payload is ours: there was none
 }
 
 func (p *pipe) Read(b []byte) (int, error) {
@@ -136,6 +140,9 @@ func (p *pipe) SetWriteDeadline(time.Time) error { return nil }
 // be empty) and the gate's answer; established is false after a refusal.
 func (b *Broker) handshake(c *Conn, frame []byte) (connack []byte, ack Connack, established bool) {
 	hs := &pipe{c: c}
+	if at := emptyWill(frame); at > 0 {
+		frame, hs.emptyWill = fillWill(frame, at), true
+	}
 	hs.in.Reset(frame)
 	_ = b.mochi.EstablishConnection("parley", hs) // always ends with the end of the pipe
 	return hs.out.Bytes(), hs.ack, hs.established

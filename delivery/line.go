@@ -67,6 +67,7 @@ type track struct {
 	stopped  bool     // unsubscribed: nothing is written
 	dirty    bool     // acked moved since the last flush
 	qos      byte
+	ready    []*im.Entry // read from the log for the window to open; at most a chunk
 }
 
 // flight is one packet on the wire; track is nil for a note.
@@ -86,6 +87,9 @@ func (l *Line) offer(p *Parcel) {
 	t := l.track(p.Conv)
 	if p.Seq > t.upTo {
 		t.upTo = p.Seq
+	}
+	if p.Op == im.OpRecall {
+		t.ready = nil // what was read before may have its body still
 	}
 	if t.behind || t.stopped || (t.resolved && p.Seq <= t.sent) {
 		return
@@ -257,15 +261,50 @@ func (l *Line) resume() {
 	if len(l.waiting) == 0 {
 		l.waiting = nil
 	}
-	if len(l.behind) == 0 || l.queued {
-		return
+	if l.queued {
+		return // the pump will see to it
 	}
-	// Half a window at a time: one read and one burst instead of a packet per PUBACK.
-	if l.inflight > 0 && l.window-l.inflight < (l.window+1)/2 {
+	l.writeReady()
+	if len(l.behind) == 0 || l.full || !(l.room() || l.behind[0].qos == 0) {
 		return
 	}
 	l.queued = true
 	l.d.pump(l)
+}
+
+// writeReady writes what was read for the first track that is behind, as far as
+// the window is open. Caller holds mu.
+func (l *Line) writeReady() {
+	for len(l.behind) > 0 && len(l.behind[0].ready) > 0 {
+		t := l.behind[0]
+		if !l.writeChunk(t) {
+			return
+		}
+		l.behind[0] = nil
+		l.behind = l.behind[1:]
+		if t.behind { // more in the log: behind the others
+			l.behind = append(l.behind, t)
+		}
+	}
+}
+
+// writeChunk writes t.ready and reports true if it is used up; then t.behind
+// says whether there is more. Caller holds mu.
+func (l *Line) writeChunk(t *track) bool {
+	for len(t.ready) > 0 {
+		e := t.ready[0]
+		if e.Seq > t.sent {
+			l.skipTo(t, e.Seq-1)
+			if !l.write(t, &Parcel{Entry: e}) {
+				return false
+			}
+		}
+		t.ready[0] = nil
+		t.ready = t.ready[1:]
+	}
+	t.ready = nil
+	t.behind = t.sent < t.upTo
+	return true
 }
 
 // Writable tells that the wire has drained after a Full.

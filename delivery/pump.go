@@ -12,7 +12,7 @@ import (
 // One turn of the pump reads at most this much of one conversation.
 const (
 	chunkEntries = 64
-	chunkBytes   = 256 << 10
+	chunkBytes   = 64 << 10
 )
 
 // storeRetry is how long a line waits after the store could not be read.
@@ -83,7 +83,7 @@ func (d *Delivery) pumpWorker(ctx context.Context) {
 // turn serves one chunk of one conversation of l and reports whether there is
 // more that can be sent now.
 func (d *Delivery) turn(ctx context.Context, l *Line) (again bool) {
-	t, n := l.nextBehind()
+	t := l.nextBehind()
 	if t == nil {
 		return false
 	}
@@ -96,37 +96,29 @@ func (d *Delivery) turn(ctx context.Context, l *Line) (again bool) {
 			return l.moreBehind()
 		}
 	}
-	limit := min(n, chunkEntries)
-	entries, err := d.src.Range(ctx, t.conv, t.sentNow(l), limit, chunkBytes)
+	entries, err := d.src.Range(ctx, t.conv, t.sentNow(l), chunkEntries, chunkBytes)
 	if err != nil {
 		d.retryLater(l, t, err)
 		return false
 	}
-	l.writeChunk(t, entries)
+	l.take(t, entries)
 	return l.moreBehind()
 }
 
-// nextBehind takes the next track off the line and tells how many entries its
-// window takes; nil when nothing can be done now.
-func (l *Line) nextBehind() (*track, int) {
+// nextBehind takes the next track that has to be read off the line; nil when
+// nothing can be done now.
+func (l *Line) nextBehind() *track {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.full || !l.started || len(l.behind) == 0 {
+	l.writeReady()
+	if l.closed || l.full || !l.started || len(l.behind) == 0 || !(l.room() || l.behind[0].qos == 0) {
 		l.queued = false
-		return nil, 0
+		return nil
 	}
 	t := l.behind[0]
-	n := l.window - l.inflight
-	if t.qos == 0 {
-		n = chunkEntries
-	}
-	if n <= 0 || l.flights.len() >= maxSpan {
-		l.queued = false
-		return nil, 0
-	}
 	l.behind[0] = nil
 	l.behind = l.behind[1:]
-	return t, n
+	return t
 }
 
 // moreBehind decides whether the line goes to the end of the queue again. It
@@ -169,31 +161,27 @@ func (d *Delivery) resolve(ctx context.Context, l *Line, t *track) (member bool,
 	return true, nil
 }
 
-// writeChunk writes what was read and decides whether the track has caught up.
-func (l *Line) writeChunk(t *track, entries []*im.Entry) {
+// take writes what was read as far as the window is open and keeps the rest for
+// when it opens again.
+func (l *Line) take(t *track, entries []*im.Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || t.stopped {
 		t.behind = false
 		return
 	}
-	for _, e := range entries {
-		if e.Seq <= t.sent {
-			continue
-		}
-		l.skipTo(t, e.Seq-1)
-		if !l.write(t, &Parcel{Entry: e}) {
-			break
-		}
-	}
 	if len(entries) == 0 {
 		l.skipTo(t, t.upTo) // trimmed away: there is nothing to wait for
-	}
-	if t.sent >= t.upTo {
 		t.behind = false
 		return
 	}
-	l.behind = append(l.behind, t)
+	t.ready = entries
+	switch used := l.writeChunk(t); {
+	case !used:
+		l.behind = append([]*track{t}, l.behind...) // first in turn when the window opens
+	case t.behind:
+		l.behind = append(l.behind, t)
+	}
 }
 
 // skipTo passes over a stretch that was trimmed from the log.

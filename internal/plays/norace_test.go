@@ -1,0 +1,5 @@
+//go:build !race
+
+package plays
+
+const raceEnabled = false

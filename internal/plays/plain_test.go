@@ -1,0 +1,180 @@
+package plays
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// cli runs the command on the house's data directory.
+func cli(t *testing.T, h *House, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(binary, append(args, "--data-dir", h.dir)...)
+	cmd.Stdin = bytes.NewReader([]byte("a-new-password\n"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("parley %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+const rules = `
+limits: {off: true}
+rules:
+  - {deny: all, topic: "devices/secret/#"}
+  - {allow: publish, topic: "devices/{device}/#"}
+  - {allow: all, topic: "open/#"}
+  - {allow: subscribe, topic: "devices/#", role: admin}
+`
+
+func plainHouse(t *testing.T) *House {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "parley.yaml")
+	if err := os.WriteFile(file, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Open(t, "--config", file)
+}
+
+func TestThePlainSpaceFollowsItsRules(t *testing.T) {
+	h := plainHouse(t)
+	alice := h.Person("alice")
+	d := alice.Connect("lamp")
+	if out := d.Publish("devices/lamp/temp", "21"); out.Code != 0 {
+		t.Errorf("own topic: %+v", out)
+	}
+	if out := d.Publish("devices/door/temp", "21"); out.Code != 0x87 {
+		t.Errorf("another's: %+v", out)
+	}
+	for _, tt := range []struct {
+		filter string
+		code   byte
+	}{{"open/#", 1}, {"open/+/x", 1}, {"#", 1}, {"devices/#", 0x87}, {"$share/g/open/x", 1}, {"$share/g/devices/x", 0x87}, {"+/x", 1}, {"other", 0x87}} {
+		if code := d.Subscribe(tt.filter, 1); code != tt.code {
+			t.Errorf("SUBSCRIBE %s: 0x%02x, want 0x%02x", tt.filter, code, tt.code)
+		}
+	}
+	// "#" was accepted for the IM topics only: nothing of devices/ comes.
+	other := alice.Connect("door")
+	other.Publish("devices/door/temp", "19")
+	d.Quiet()
+	cli(t, h, "user", "add", "root", "--role", "admin", "--password-stdin")
+	root := &Person{h: h, Name: "root"}
+	var out struct{ Token string }
+	root.must(200, "POST", "/v1/login", map[string]any{"user": "root", "password": "a-new-password"}, &out)
+	root.Token = out.Token
+	r := root.Connect("desk")
+	if code := r.Subscribe("devices/lamp/+", 1); code != 1 {
+		t.Errorf("the admin: 0x%02x", code)
+	}
+	d.Publish("devices/lamp/temp", "22")
+	r.Expect("devices/lamp/temp", "22")
+	if code := r.Subscribe("devices/#", 1); code != 0x87 {
+		t.Errorf("a filter that a deny touches: 0x%02x", code)
+	}
+}
+
+func TestPlainIsOrdinaryMQTT(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	a, b := alice.Connect("lamp"), bob.Connect("phone")
+	old := bob.Connect("old", v311)
+	b.Subscribe("open/#", 1, func(s *packets.Subscription) { s.Identifier = 7 })
+	old.Subscribe("open/+", 1)
+	for _, qos := range []byte{0, 1, 2} {
+		a.Send(message{topic: "open/x", body: fmt.Sprint(qos), qos: qos, typ: "text/plain", user: []packets.UserProperty{{Key: "k", Val: "v"}}})
+		g := b.Expect("open/x", fmt.Sprint(qos))
+		if g.QoS != min(qos, 1) || g.Type != "text/plain" || g.Props["k"] != "v" || len(g.Raw.Properties.SubscriptionIdentifier) != 1 || g.Raw.Properties.SubscriptionIdentifier[0] != 7 {
+			t.Errorf("QoS %d: %+v %v", qos, g, g.Raw.Properties.SubscriptionIdentifier)
+		}
+		old.Expect("open/x", fmt.Sprint(qos)) // as it is: no envelope outside the IM topics
+	}
+	// Retained.
+	a.Send(message{topic: "open/state", body: "on", qos: 1, retain: true})
+	if g := b.Expect("open/state", "on"); g.Retain {
+		t.Error("RETAIN on a live message")
+	}
+	late := bob.Connect("late")
+	late.Subscribe("open/state", 1)
+	if g := late.Expect("open/state", "on"); !g.Retain {
+		t.Error("a retained message without RETAIN")
+	}
+	h.Stop()
+	h.Start()
+	late = bob.Connect("later")
+	late.Subscribe("open/#", 1)
+	late.Expect("open/state", "on")
+	a = alice.Connect("lamp")
+	a.Send(message{topic: "open/state", body: "", qos: 1, retain: true})
+	late.Expect("open/state", "")
+	last := bob.Connect("last")
+	last.Subscribe("open/#", 1)
+	last.Quiet()
+}
+
+func TestPlainSessionsQueueAcrossARestart(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	b := bob.Connect("phone")
+	b.Subscribe("open/#", 1)
+	old := bob.Connect("old", v311)
+	old.Subscribe("open/#", 1)
+	b.Leave()
+	old.Leave()
+	a := alice.Connect("lamp")
+	for i := range 100 {
+		if out := a.Publish("open/x", fmt.Sprint(i)); out.Code != 0 {
+			t.Fatal(out)
+		}
+	}
+	a.Send(message{topic: "open/x", body: "not queued", qos: 0})
+	h.Kill()
+	h.Start()
+	a = alice.Connect("lamp")
+	a.Publish("open/x", "after")
+	for _, d := range []*Device{bob.Connect("phone"), bob.Connect("old", v311)} {
+		if !d.Connack.SessionPresent {
+			t.Error("no session present")
+		}
+		for i := range 100 {
+			d.Expect("open/x", fmt.Sprint(i))
+		}
+		d.Expect("open/x", "after")
+		d.Quiet()
+		d.Leave()
+	}
+	// A clean start forgets subscriptions and queue.
+	a.Publish("open/x", "dropped")
+	b = bob.Connect("phone", clean)
+	a.Publish("open/x", "unsubscribed")
+	b.Quiet()
+}
+
+func TestSharedSubscriptions(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	a := alice.Connect("lamp")
+	one, two := bob.Connect("one"), bob.Connect("two")
+	one.Subscribe("$share/w/open/x", 1)
+	two.Subscribe("$share/w/open/x", 1)
+	const n = 20
+	for i := range n {
+		a.Publish("open/x", fmt.Sprint(i))
+	}
+	count := func(d *Device) (n int) {
+		d.Post(message{topic: "rpc/me.get/end", body: "{}", qos: 1})
+		for d.Next().Topic != "re/end" {
+			n++
+		}
+		return n
+	}
+	x, y := count(one), count(two)
+	if x+y != n || x == 0 || y == 0 {
+		t.Errorf("%d and %d of %d", x, y, n)
+	}
+}
