@@ -109,8 +109,9 @@ func (c *Conn) Finish(p *Pending, code byte, reason string, seq uint64, ts int64
 
 // Pubcomp answers a PUBREL. counted tells that the id was received on this
 // connection and counts against our Receive Maximum; known is false for an id
-// that is not in use at all.
-func (c *Conn) Pubcomp(id uint16, counted, known bool) {
+// that is not in use at all. It repeats seq and ts of the PUBREC: some clients
+// show their users only the last packet of the exchange.
+func (c *Conn) Pubcomp(id uint16, counted, known bool, seq uint64, ts int64) {
 	c.acks.mu.Lock()
 	if counted && c.acks.quota > 0 {
 		c.acks.quota--
@@ -120,7 +121,7 @@ func (c *Conn) Pubcomp(id uint16, counted, known bool) {
 	if !known && c.version >= 5 {
 		code = packets.ErrPacketIdentifierNotFound.Code
 	}
-	c.out.write(AppendPuback(nil, c.version, packets.Pubcomp, id, code, 0, 0, "", c.noProblem))
+	c.out.write(AppendPuback(nil, c.version, packets.Pubcomp, id, code, seq, ts, "", c.noProblem))
 }
 
 // Pubrec repeats the answer to a QoS 2 publish that came again.

@@ -349,30 +349,30 @@ func (s *session) again(p *broker.Publish) (bool, error) {
 // Pubrel releases a packet id, of this connection or an earlier one.
 func (s *session) Pubrel(id uint16) {
 	s.qos2.Lock()
-	_, found := s.qos2.open[id]
+	a, found := s.qos2.open[id]
 	delete(s.qos2.open, id)
 	s.qos2.Unlock()
 	ctx, cancel := s.ctx()
 	defer cancel()
 	if !found {
-		_, err := s.g.opt.Store.Receipt(ctx, s.key, id)
+		r, err := s.g.opt.Store.Receipt(ctx, s.key, id)
 		if err != nil && !im.Is(err, im.NotFound) {
 			s.c.Close(delivery.StoreAway)
 			return
 		}
 		if err == nil {
 			_ = s.g.opt.Store.Release(ctx, s.key, id)
-			s.c.Pubcomp(id, false, true)
+			s.c.Pubcomp(id, false, true, uint64(r.Seq), r.TS)
 			return
 		}
-		s.c.Pubcomp(id, false, false)
+		s.c.Pubcomp(id, false, false, 0, 0)
 		return
 	}
 	if err := s.g.opt.Store.Release(ctx, s.key, id); err != nil {
 		s.c.Close(delivery.StoreAway)
 		return
 	}
-	s.c.Pubcomp(id, true, true)
+	s.c.Pubcomp(id, true, true, uint64(a.Entry.Seq), a.Entry.TS)
 }
 
 // read takes a watermark.
