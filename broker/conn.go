@@ -462,7 +462,7 @@ func (c *Conn) disconnect(code byte, reason string) {
 		c.closed.reason = reason
 		c.b.closed(reason)
 		var bye []byte
-		if c.version >= 5 && c.session != nil {
+		if c.version >= 5 && c.Session() != nil {
 			if c.noProblem {
 				reason = ""
 			}

@@ -199,7 +199,7 @@ func (o *outbox) flush() {
 			if o.marked && !o.ended { // flushNow wrote it all
 				o.marked = false
 				o.mu.Unlock()
-				o.c.session.Writable()
+				o.c.Session().Writable()
 				continue
 			}
 			o.rest()
@@ -232,7 +232,7 @@ func (o *outbox) flush() {
 		}
 		o.mu.Unlock()
 		if writable {
-			o.c.session.Writable()
+			o.c.Session().Writable()
 		}
 	}
 }
