@@ -112,7 +112,9 @@ func (h *House) Start() {
 		h.t.Fatalf("the server did not start: %v\n%s", err, h.log)
 	}
 	for _, m := range listening.FindAllStringSubmatch(line, -1) {
-		*map[string]*string{"mqtt": &h.MQTT, "http": &h.HTTP, "metrics": &h.Metrics}[m[1]] = m[2]
+		if to := map[string]*string{"mqtt": &h.MQTT, "http": &h.HTTP, "metrics": &h.Metrics}[m[1]]; *to == "" {
+			*to = m[2] // after a restart it is the same
+		}
 	}
 	h.cmd, h.exit = cmd, make(chan error, 1)
 	go func() {
