@@ -62,21 +62,21 @@ type Store struct {
 		*pebble.DB       // nil while broken
 		err        error // why it is
 	}
-	queue      queue
-	heads      heads
-	announce   chan *commit
-	inFlight   atomic.Int64 // commits with the announcer
-	epoch      uint32       // of dedupe rows; the sequencer's
-	nextConv   uint64       // the sequencer's
-	free       freeSpace
-	bad        atomic.Pointer[failure] // the last commit failed: why
-	nextRevive atomic.Int64            // Unix ns before which it is not tried again
-	done       chan struct{}           // sequencer and announcer have ended
-	reads      sync.Mutex              // PutRead: read, compare, write
-	tokens     sync.Mutex              // UseToken and DropTokens likewise
-	secrets    sync.Mutex              // Secret and PutSecret likewise
-	closing    context.Context
-	shut       context.CancelFunc
+	queue    queue
+	heads    heads
+	announce chan *commit
+	inFlight atomic.Int64 // commits with the announcer
+	epoch    uint32       // of dedupe rows; the sequencer's
+	nextConv uint64       // the sequencer's
+	free     freeSpace
+	bad      atomic.Pointer[failure] // the last commit failed: why
+	gen      atomic.Uint64           // how often the database was opened again
+	done     chan struct{}           // sequencer and announcer have ended
+	reads    sync.Mutex              // PutRead: read, compare, write
+	tokens   sync.Mutex              // UseToken and DropTokens likewise
+	secrets  sync.Mutex              // Secret and PutSecret likewise
+	closing  context.Context
+	shut     context.CancelFunc
 }
 
 type failure struct{ err error }

@@ -161,6 +161,8 @@ type commit struct {
 	bytes   int
 	failed  error         // it never got as far as a batch
 	barrier chan struct{} // closed when everything before it is announced
+	last    bool          // the announcer ends here
+	gen     uint64        // which opening of the database it was applied to
 }
 
 type tail struct {
@@ -180,6 +182,9 @@ func (s *Store) run() {
 	go func() {
 		defer close(announced)
 		for c := range s.announce {
+			if c.last {
+				return
+			}
 			s.settle(c)
 			s.inFlight.Add(-1)
 		}
@@ -192,7 +197,7 @@ func (s *Store) run() {
 		s.serve(jobs)
 		s.queue.give(jobs)
 	}
-	close(s.announce)
+	s.pass(&commit{last: true}) // not closed: heal may send
 	<-announced
 	close(s.done)
 }
@@ -212,8 +217,8 @@ func (s *Store) serve(jobs []job) {
 }
 
 func (s *Store) serveBatch(jobs []job) {
-	if s.bad.Load() != nil && !s.revive() {
-		s.refuse(jobs, s.bad.Load().err)
+	if f := s.bad.Load(); f != nil {
+		s.refuse(jobs, f.err)
 		return
 	}
 	if err := s.free.check(s.dir, s.opt.MinFree, s.opt.Now()); err != nil {
@@ -222,8 +227,7 @@ func (s *Store) serveBatch(jobs []job) {
 	}
 	c, err := s.build(jobs)
 	if err != nil { // the database could not be read or written: nothing of it counts
-		s.broke(err)
-		s.refuse(jobs, s.bad.Load().err)
+		s.refuse(jobs, s.broke(err))
 		return
 	}
 	if len(jobs) == 1 && s.inFlight.Load() == 0 {
@@ -270,8 +274,10 @@ func (s *Store) settle(c *commit) {
 			err = f.err // a commit before this one failed: its seqs are not to be trusted
 		}
 		if e := syncBatch(c.batch); e != nil && err == nil {
-			s.broke(e)
-			err = s.bad.Load().err
+			err = s.broke(e)
+		}
+		if err == nil && c.gen != s.gen.Load() {
+			err = im.E(im.Unavailable, "pebblestore.commit", errors.New("the database was opened again meanwhile"))
 		}
 	}
 	if err == nil {
@@ -309,8 +315,9 @@ func syncBatch(b *pebble.Batch) (err error) {
 	return b.SyncWait()
 }
 
-// broke notes that commits fail. Until revive has succeeded nothing is accepted.
-func (s *Store) broke(err error) {
+// broke notes that commits fail and returns the error for those who wait. Until
+// the database was opened again nothing is accepted.
+func (s *Store) broke(err error) error {
 	f := &failure{im.E(im.Unavailable, "pebblestore.commit", err)}
 	if s.bad.CompareAndSwap(nil, f) {
 		s.log.Error("commit failed: nothing is acknowledged until the store is back", "error", err)
@@ -319,51 +326,62 @@ func (s *Store) broke(err error) {
 		}
 		go s.heal()
 	}
+	return f.err
 }
 
-// heal nudges the sequencer until the store is back: with no traffic nobody
-// else would. It ends with that, or with Close.
+// reviveEvery is how often a broken store is opened again.
+const reviveEvery = 500 * time.Millisecond
+
+// heal tries until the store is back, or closed. It runs beside the sequencer,
+// which refuses meanwhile: opening waits for as long as the disk is at fault.
 func (s *Store) heal() {
-	tick := time.NewTicker(reviveEvery)
-	defer tick.Stop()
-	for s.bad.Load() != nil {
+	for !s.revive() {
 		select {
-		case <-tick.C:
-			_ = s.write(func(*pebble.Batch) error { return nil })
+		case <-time.After(reviveEvery):
 		case <-s.closing.Done():
 			return
 		}
 	}
 }
 
-// reviveEvery is how often a broken store is opened again.
-const reviveEvery = 500 * time.Millisecond
-
 // revive closes the database, opens it again and forgets all that memory holds,
-// so that the disk is the truth. Only the sequencer calls it.
+// so that the disk is the truth.
 func (s *Store) revive() bool {
-	if time.Now().UnixNano() < s.nextRevive.Load() {
+	barrier := make(chan struct{}) // what is in flight fails first
+	s.inFlight.Add(1)
+	select {
+	case s.announce <- &commit{barrier: barrier}:
+	case <-s.closing.Done():
 		return false
 	}
-	barrier := make(chan struct{}) // what is in flight fails first
-	s.pass(&commit{barrier: barrier})
-	<-barrier
-
-	s.db.Lock()
-	defer s.db.Unlock()
-	if db := s.db.DB; db != nil {
-		if err := closeDB(db, false); err != nil {
+	select {
+	case <-barrier:
+	case <-s.closing.Done():
+		return false
+	}
+	f := s.bad.Load()
+	s.db.Lock() // waits for a batch that is being built, and for readers
+	old := s.db.DB
+	s.db.DB, s.db.err = nil, f.err
+	s.db.Unlock()
+	if old != nil {
+		if err := closeDB(old, false); err != nil {
 			s.log.Warn("broken store closed with an error", "error", err)
 		}
 	}
-	s.db.DB, s.db.err = nil, s.bad.Load().err
 	db, err := s.open()
 	if err != nil {
-		s.nextRevive.Store(time.Now().Add(reviveEvery).UnixNano())
 		s.log.Error("store could not be opened again", "error", err)
 		return false
 	}
 	s.heads.reset()
+	s.gen.Add(1)
+	s.db.Lock()
+	defer s.db.Unlock()
+	if s.closing.Err() != nil { // Close did not wait for us
+		_ = closeDB(db, false)
+		return true
+	}
 	s.db.DB, s.db.err = db, nil
 	s.bad.Store(nil)
 	s.log.Info("store is back")
@@ -391,7 +409,7 @@ func (s *Store) build(jobs []job) (c *commit, err error) {
 	}
 	defer recoverFatal(&err)
 	now := s.opt.Now()
-	x := &builder{s: s, db: s.db.DB, now: now, c: &commit{begun: time.Now()}, moved: make(map[*head]int, 8)}
+	x := &builder{s: s, db: s.db.DB, now: now, c: &commit{begun: time.Now(), gen: s.gen.Load()}, moved: make(map[*head]int, 8)}
 	x.b = x.db.NewBatch()
 	defer func() {
 		if x.ids != nil {
