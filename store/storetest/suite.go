@@ -787,6 +787,7 @@ func testCrash(t *testing.T, f Factory) {
 	s := f.Open(t)
 	defer func() { _ = s.Close() }()
 	for round := range 3 {
+		old := s
 		var mu sync.Mutex
 		acked := map[string]im.Seq{}
 		var wg sync.WaitGroup
@@ -810,7 +811,7 @@ func testCrash(t *testing.T, f Factory) {
 						}
 						close(done)
 					}
-					s.Append(a)
+					old.Append(a)
 					<-done
 					if a.Err != nil {
 						return
@@ -824,7 +825,6 @@ func testCrash(t *testing.T, f Factory) {
 			mu.Unlock()
 			time.Sleep(time.Millisecond) // a poll of the condition
 		}
-		old := s
 		s = f.Reopen(t, old)
 		close(stop)
 		_ = old.Close()
