@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -33,7 +34,12 @@ func lines(t *testing.T, name string, args ...string) <-chan string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	ch := make(chan string, 100) // full: the play reads too little, and fails
+	return scan(out)
+}
+
+// scan sends what a program prints, line by line.
+func scan(out io.Reader) <-chan string {
+	ch := make(chan string, 1000) // full: the play reads too little, and the program waits
 	go func() {
 		defer close(ch)
 		for sc := bufio.NewScanner(out); sc.Scan(); {
