@@ -247,7 +247,7 @@ func (a *Auth) grant(ctx context.Context, u store.User, device im.DeviceID, fami
 	now := a.opt.Now()
 	secret := random(32)
 	err := a.st.PutToken(ctx, store.Token{Hash: hashToken(secret), User: u.ID, Device: device, Family: family,
-		Issued: now.UnixMilli(), Expires: now.Add(a.opt.RefreshTTL).UnixMilli()})
+		Issued: max(now.UnixMilli(), u.NotBefore), Expires: now.Add(a.opt.RefreshTTL).UnixMilli()})
 	if err != nil {
 		return Grant{}, err
 	}
@@ -376,7 +376,7 @@ func (a *Auth) SetName(ctx context.Context, user im.UserID, name string) error {
 func (a *Auth) change(ctx context.Context, user im.UserID, reason string, fn func(*store.User)) error {
 	err := a.update(ctx, user, func(u *store.User) {
 		fn(u)
-		u.NotBefore = max(a.nowMS(), u.NotBefore+1)
+		u.NotBefore = max(a.nowMS(), u.NotBefore) + 1 // what was issued in this very millisecond is from before
 	})
 	if err != nil {
 		return err
@@ -426,7 +426,7 @@ func (a *Auth) CheckConnect(ctx context.Context, username string, password []byt
 	}
 	now := a.opt.Now()
 	if u, err := a.users.get(ctx, a.st, user); err == nil && !u.Disabled && a.remembered.has(u, password, now) {
-		return Identity{User: u.ID, Role: u.Role, Issued: now.UnixMilli()}, nil
+		return Identity{User: u.ID, Role: u.Role, Issued: max(now.UnixMilli(), u.NotBefore)}, nil
 	}
 	issued := now.UnixMilli()
 	u, err := a.password(ctx, user, string(password), addr)
