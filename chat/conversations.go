@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 )
 
 // Conversation is one line of the list of conversations.
@@ -12,16 +13,23 @@ type Conversation struct {
 	Conv   string // as its topic: dm/bob, g/team
 	Head   im.Seq
 	Read   im.Seq
-	Unread int
+	Unread int             // messages of others after Read, among the last unreadScan entries
 	Last   json.RawMessage // the envelope of the last entry; nil if there is none to see
 }
 
-// unreadScan is how many entries behind the head are looked at to tell one's own
-// messages and operations from unread ones. A conversation with more counts
-// what lies before as unread.
-const unreadScan = 200
+// unreadScan is how many entries behind the head are looked through for unread
+// messages. With more, Unread says how many of these are: it may be too low,
+// and never counts what is not unread.
+const unreadScan = 1000
 
-// Conversations lists the DMs and groups of me, by conversation.
+// One read of a scan: of a list of many conversations only this much is in
+// memory at a time.
+const (
+	scanEntries = 250
+	scanBytes   = 1 << 20
+)
+
+// Conversations lists the DMs that were used and the groups of me, by conversation.
 func (c *Chat) Conversations(ctx context.Context, me im.UserID) ([]Conversation, error) {
 	parts, err := c.st.Conversations(ctx, me)
 	if err != nil {
@@ -44,82 +52,133 @@ func (c *Chat) Conversations(ctx context.Context, me im.UserID) ([]Conversation,
 	}
 	out := make([]Conversation, 0, len(convs))
 	for i, conv := range convs {
-		line := Conversation{Conv: conv.Topic(me), Head: heads[i].Seq, Read: max(reads[i], 0)}
-		if err := c.summary(ctx, me, conv, starts[i], &line); err != nil {
-			return nil, err
+		line := Conversation{Conv: conv.Topic(me), Head: heads[i].Seq, Read: reads[i]}
+		if line.Head > starts[i] {
+			if line.Last, err = c.last(ctx, conv, line.Head); err != nil {
+				return nil, err
+			}
+			if line.Unread, err = c.unread(ctx, me, conv, max(line.Read, starts[i]), line.Head); err != nil {
+				return nil, err
+			}
 		}
 		out = append(out, line)
 	}
 	return out, nil
 }
 
-// summary fills in the last entry and how many are unread.
-func (c *Chat) summary(ctx context.Context, me im.UserID, conv im.ConvID, start im.Seq, line *Conversation) error {
-	from := max(line.Read, start)
-	if line.Head <= start {
-		return nil
-	}
-	n := 1
-	if line.Head > from {
-		n = int(min(line.Head-from, unreadScan))
-	}
-	es, err := c.st.Before(ctx, conv, line.Head+1, n)
+// last is the envelope of the entry at the head.
+func (c *Chat) last(ctx context.Context, conv im.ConvID, head im.Seq) (json.RawMessage, error) {
+	es, err := c.st.Before(ctx, conv, head+1, 1)
 	if err != nil || len(es) == 0 {
-		return err
+		return nil, err
 	}
-	line.Last = im.AppendEnvelope(nil, es[len(es)-1])
-	for _, e := range es {
-		if e.Seq > from && e.Op == im.OpMessage && e.From != me {
-			line.Unread++
-		}
-	}
-	if first := es[0].Seq; first > from+1 {
-		line.Unread += int(first - from - 1)
-	}
-	return nil
+	return im.AppendEnvelope(nil, es[0]), nil
 }
 
-// History returns a page of a conversation as envelopes, ascending by seq:
-// those after a seq, those before one, or the latest. more says whether there
-// are further ones in that direction. Somebody with no part in it gets NotFound,
-// whether it exists or not.
+// unread counts the messages of others after a watermark and up to the head.
+// Operations and events are no messages.
+func (c *Chat) unread(ctx context.Context, me im.UserID, conv im.ConvID, after, head im.Seq) (n int, err error) {
+	if head > unreadScan {
+		after = max(after, head-unreadScan)
+	}
+	for after < head {
+		es, err := c.st.Range(ctx, conv, after, scanEntries, scanBytes)
+		if err != nil || len(es) == 0 {
+			return n, err
+		}
+		for _, e := range es {
+			if e.Seq <= head && e.Op == im.OpMessage && e.From != me {
+				n++
+			}
+		}
+		after = es[len(es)-1].Seq
+	}
+	return n, nil
+}
+
+// A page of history: how many entries, and after how many bytes of them it ends.
+const (
+	maxPage     = 200
+	defaultPage = 50
+	pageBytes   = 4 << 20
+)
+
+// History returns a page of a conversation as envelopes, ascending by seq: with
+// after (not 0) the first ones after it, else the last ones before before, or
+// the latest if that is 0. limit is 1 to 200, 0 stands for 50; a page of large
+// bodies may be shorter. more says whether there are further ones in that
+// direction. Somebody with no part in the conversation gets NotFound, whether it
+// exists or not; a DM stays readable after an unfriend or a block.
 func (c *Chat) History(ctx context.Context, me im.UserID, conv im.ConvID, before, after im.Seq, limit int) (msgs []json.RawMessage, more bool, err error) {
-	if limit < 1 || limit > 200 {
-		return nil, false, im.Refuse(im.Invalid, "limit_invalid", "limit is 1 to 200")
+	if after > 0 {
+		return c.HistoryAfter(ctx, me, conv, after, before, limit)
 	}
-	start, err := c.start(ctx, me, conv)
+	limit, start, err := c.page(ctx, me, conv, limit)
 	if err != nil {
 		return nil, false, err
 	}
-	var es []*im.Entry
-	if after > 0 || (before > 0 && after == start && start > 0) {
-		es, err = c.st.Range(ctx, conv, max(after, start), limit+1, 16<<20)
-		for len(es) > 0 && before > 0 && es[len(es)-1].Seq >= before {
-			es = es[:len(es)-1]
-		}
-		if more = len(es) > limit; more {
-			es = es[:limit]
-		}
-	} else {
-		es, err = c.st.Before(ctx, conv, before, limit+1)
-		for len(es) > 0 && es[0].Seq <= start {
-			es = es[1:]
-		}
-		if more = len(es) > limit; more {
-			es = es[1:]
-		}
-	}
+	es, err := c.st.Before(ctx, conv, before, limit)
 	if err != nil {
 		return nil, false, err
 	}
-	msgs = make([]json.RawMessage, 0, len(es))
+	from, size := len(es), 0 // the page is es[from:]
+	for from > 0 && es[from-1].Seq > start && (size == 0 || size+es[from-1].Size() <= pageBytes) {
+		from--
+		size += es[from].Size()
+	}
+	es = es[from:]
+	return envelopes(es), len(es) > 0 && es[0].Seq > start+1, nil
+}
+
+// HistoryAfter is History forward from after, which may be 0: from the first
+// entry on. A before that is not 0 ends it.
+func (c *Chat) HistoryAfter(ctx context.Context, me im.UserID, conv im.ConvID, after, before im.Seq, limit int) (msgs []json.RawMessage, more bool, err error) {
+	limit, start, err := c.page(ctx, me, conv, limit)
+	if err != nil {
+		return nil, false, err
+	}
+	heads, err := c.st.Heads(ctx, []im.ConvID{conv})
+	if err != nil {
+		return nil, false, err
+	}
+	end := heads[0].Seq // the last seq that is asked for
+	if before > 0 {
+		end = min(end, before-1)
+	}
+	after = max(after, start)
+	if after >= end {
+		return envelopes(nil), false, nil
+	}
+	es, err := c.st.Range(ctx, conv, after, int(min(im.Seq(limit), end-after)), pageBytes)
+	if err != nil {
+		return nil, false, err
+	}
+	return envelopes(es), len(es) > 0 && es[len(es)-1].Seq < end, nil
+}
+
+// page checks what every page of history needs.
+func (c *Chat) page(ctx context.Context, me im.UserID, conv im.ConvID, limit int) (n int, start im.Seq, err error) {
+	switch {
+	case limit < 0 || limit > maxPage:
+		return 0, 0, im.Refuse(im.Invalid, "limit_invalid", "limit is 1 to %d", maxPage)
+	case limit == 0:
+		limit = defaultPage
+	}
+	start, err = c.start(ctx, me, conv)
+	return limit, start, err
+}
+
+func envelopes(es []*im.Entry) []json.RawMessage {
+	msgs := make([]json.RawMessage, 0, len(es))
 	for _, e := range es {
 		msgs = append(msgs, im.AppendEnvelope(nil, e))
 	}
-	return msgs, more, nil
+	return msgs
 }
 
-// start is the seq after which me may see conv; NotFound if me has no part in it.
+// start is the seq after which me may see conv; NotFound if me has no part in
+// it, in the same words for a conversation of others, one that never was, and a
+// stranger's.
 func (c *Chat) start(ctx context.Context, me im.UserID, conv im.ConvID) (im.Seq, error) {
 	hidden := im.Refuse(im.NotFound, "conversation_not_found", "there is no such conversation")
 	if g := conv.Group(); g != "" {
@@ -141,47 +200,60 @@ func (c *Chat) start(ctx context.Context, me im.UserID, conv im.ConvID) (im.Seq,
 		return 0, err
 	}
 	// Nothing was ever said: a friend's conversation is empty, a stranger's is not there.
-	if err := c.roster.mayDM(ctx, me, peer); err != nil {
-		if im.Is(err, im.Forbidden) {
-			err = hidden
-		}
-		return 0, err
+	row, err := c.st.Relation(ctx, me, peer)
+	if err == nil && row.State != store.Friends {
+		err = hidden
 	}
-	return 0, nil
+	return 0, err
 }
 
 // MarkRead raises one's watermark and returns where it is now: it never goes
-// back and is cut at the head. The other parties, and one's other devices, are
-// told if it moved.
+// back and is cut at the head. If it moved, the other parties and one's other
+// devices are told; where one may not write to the other any more nobody is, so
+// that nothing of one reaches them. Somebody with no part in the conversation is
+// Forbidden, in the words of a refused message.
 func (c *Chat) MarkRead(ctx context.Context, me im.UserID, device im.DeviceID, conv im.ConvID, seq im.Seq) (im.Seq, error) {
-	if _, err := c.start(ctx, me, conv); err != nil {
-		if im.Is(err, im.NotFound) && conv.Kind() == im.KindDM {
-			return 0, errNotFriends
-		}
-		if im.Is(err, im.NotFound) {
+	start, err := c.start(ctx, me, conv)
+	if im.Is(err, im.NotFound) {
+		if conv.Kind() == im.KindGroup {
 			return 0, errNotMember
 		}
+		return 0, errNotFriends
+	}
+	if err != nil {
 		return 0, err
 	}
 	heads, err := c.st.Heads(ctx, []im.ConvID{conv})
 	if err != nil {
 		return 0, err
 	}
-	seq = min(seq, heads[0].Seq)
-	old, err := c.st.ReadsOf(ctx, me, []im.ConvID{conv})
-	if err != nil || seq <= old[0] {
-		return first(old), err
+	reads, err := c.st.ReadsOf(ctx, me, []im.ConvID{conv})
+	if err != nil {
+		return 0, err
+	}
+	if seq = min(seq, heads[0].Seq); seq <= max(reads[0], start) {
+		return reads[0], nil
 	}
 	now, err := c.st.PutRead(ctx, conv, me, seq)
-	if err == nil && now == seq {
+	if err != nil || now != seq {
+		return now, err
+	}
+	tell, err := c.mayTell(ctx, me, conv)
+	if tell {
 		c.opt.Courier.Read(conv, me, device, seq)
 	}
 	return now, err
 }
 
-func first(s []im.Seq) im.Seq {
-	if len(s) == 0 {
-		return 0
+// mayTell reports whether the other parties may hear of me.
+func (c *Chat) mayTell(ctx context.Context, me im.UserID, conv im.ConvID) (bool, error) {
+	peer, ok := conv.Peer(me)
+	if !ok {
+		return true, nil // a group, and me is a member
 	}
-	return s[0]
+	err := c.roster.mayDM(ctx, me, peer)
+	if im.Is(err, im.Forbidden) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -62,6 +62,10 @@ type MemberPatch struct {
 
 var errNoGroup = im.Refuse(im.NotFound, "group_not_found", "there is no such group, or you are not a member")
 
+// maxFirstMembers is how many members a group can be made with; more are added
+// one by one. They share one commit and stand in its event.
+const maxFirstMembers = 1000
+
 // CreateGroup makes a group that me owns. Every member must be a friend of me;
 // with one that is not, nothing is made.
 func (c *Chat) CreateGroup(ctx context.Context, me im.UserID, name string, members []im.UserID) (GroupInfo, error) {
@@ -70,44 +74,56 @@ func (c *Chat) CreateGroup(ctx context.Context, me im.UserID, name string, membe
 	switch {
 	case name == "" || len(name) > maxGroupName:
 		return GroupInfo{}, im.Refuse(im.Invalid, "name_invalid", "a group's name has 1 to %d bytes", maxGroupName)
+	case len(members) > maxFirstMembers:
+		return GroupInfo{}, im.Refuse(im.Invalid, "too_many_members", "a group is made with at most %d members: add the others afterwards", maxFirstMembers)
 	case len(members)+1 > c.opt.MaxGroupMembers:
 		return GroupInfo{}, im.Refuse(im.TooMany, "group_full", "a group has at most %d members", c.opt.MaxGroupMembers)
 	}
+	if err := c.roomToOwn(ctx, me); err != nil {
+		return GroupInfo{}, err
+	}
 	for _, u := range members {
-		if err := c.roster.mayDM(ctx, me, u); err != nil {
-			return GroupInfo{}, friendOnly(err, u)
+		if err := c.mayAdd(ctx, me, u); err != nil {
+			return GroupInfo{}, err
 		}
 	}
-	if err := c.groupsFull(ctx, me); err != nil {
+	g := store.Group{ID: newGroupID(), Name: name, Owner: me, Join: joinInvite, MaxMembers: c.opt.MaxGroupMembers, Created: c.now()}
+	if err := c.st.Commit(ctx, c.creation(g, members)); err != nil {
 		return GroupInfo{}, err
-	}
-	now := c.now()
-	g := store.Group{ID: newGroupID(), Name: name, Owner: me, Join: joinInvite, MaxMembers: c.opt.MaxGroupMembers, Created: now}
-	conv := im.GroupConv(g.ID)
-	tx := &store.Tx{Groups: []store.Group{g}}
-	tx.Members = append(tx.Members, store.Member{Group: g.ID, User: me, Role: roleOwner, Since: now})
-	tx.Entries = append(tx.Entries, c.event(conv, me, "group-created", map[string]any{"user": me, "name": name, "members": members}))
-	for _, u := range members {
-		tx.Members = append(tx.Members, store.Member{Group: g.ID, User: u, Role: roleMember, Since: now})
-	}
-	for _, m := range tx.Members {
-		tx.Entries = append(tx.Entries, c.tellGroup(m.User, "group-added", g.ID, me, name))
-	}
-	if err := c.st.Commit(ctx, tx); err != nil {
-		return GroupInfo{}, err
-	}
-	c.roster.forgetGroup(g.ID)
-	for _, m := range tx.Members {
-		c.opt.Courier.Joined(g.ID, m.User, 0)
 	}
 	return c.info(ctx, g)
 }
 
-func friendOnly(err error, u im.UserID) error {
-	if im.Is(err, im.Forbidden) {
-		return im.Refuse(im.Forbidden, "not_friends", "only a friend can be added: %s is not one of yours", u)
+// creation is the commit that makes a group.
+func (c *Chat) creation(g store.Group, members []im.UserID) *store.Tx {
+	tx := &store.Tx{Groups: []store.Group{g}}
+	tx.Members = append(tx.Members, store.Member{Group: g.ID, User: g.Owner, Role: roleOwner, Since: g.Created})
+	for _, u := range members {
+		tx.Members = append(tx.Members, store.Member{Group: g.ID, User: u, Role: roleMember, Since: g.Created})
 	}
-	return err
+	created := c.event(im.GroupConv(g.ID), g.Owner, evGroupCreated, about{By: g.Owner, Name: g.Name, Members: members})
+	tx.Entries = append(tx.Entries, before(created, func(*im.Entry) {
+		for _, m := range tx.Members {
+			c.opt.Courier.Joined(g.ID, m.User, 0)
+		}
+	}))
+	for _, m := range tx.Members {
+		tx.Entries = append(tx.Entries, c.tellGroup(m.User, evGroupAdded, g, g.Owner))
+	}
+	return tx
+}
+
+// mayAdd returns nil if me may bring user into a group: they are friends and
+// neither blocks the other, and user is not in too many already.
+func (c *Chat) mayAdd(ctx context.Context, me, user im.UserID) error {
+	err := c.roster.mayDM(ctx, me, user)
+	if im.Is(err, im.Forbidden) {
+		return im.Refuse(im.Forbidden, "not_friends", "only a friend can be added: %.64s is not one of yours", user)
+	}
+	if err != nil {
+		return err
+	}
+	return c.roomToJoin(ctx, user)
 }
 
 func newGroupID() im.GroupID {
@@ -116,49 +132,69 @@ func newGroupID() im.GroupID {
 	return im.GroupID(strings.ToLower(base32.StdEncoding.EncodeToString(b[:])))
 }
 
-func (c *Chat) groupsFull(ctx context.Context, me im.UserID) error {
-	parts, err := c.st.Conversations(ctx, me)
-	if err != nil {
+// roomToOwn refuses once u owns as many groups as are allowed. Their rows are
+// read only by somebody who is in as many.
+func (c *Chat) roomToOwn(ctx context.Context, u im.UserID) error {
+	ids, err := c.groupsOf(ctx, u)
+	if err != nil || len(ids) < c.opt.MaxGroups {
 		return err
 	}
-	n := 0
-	for _, p := range parts {
-		if p.Conv.Kind() == im.KindGroup {
-			n++
+	owned := 0
+	for _, id := range ids {
+		g, err := c.st.Group(ctx, id)
+		if err != nil && !im.Is(err, im.NotFound) {
+			return err
+		}
+		if err == nil && g.Owner == u && !g.Dissolved {
+			owned++
 		}
 	}
-	if n >= c.opt.MaxGroups {
-		return im.Refuse(im.TooMany, "too_many_groups", "an account is in at most %d groups", c.opt.MaxGroups)
+	if owned >= c.opt.MaxGroups {
+		return im.Refuse(im.TooMany, "too_many_groups", "an account owns at most %d groups", c.opt.MaxGroups)
 	}
 	return nil
 }
 
-// tellGroup is an account event about a group.
-func (c *Chat) tellGroup(to im.UserID, name string, g im.GroupID, by im.UserID, groupName string) *store.Append {
-	return c.event(im.AccountConv(to), "", name, map[string]any{"group": g, "by": by, "name": groupName})
+// joinedPerOwned is how many times more groups one may be in than own: others
+// put one there, and what they use up must not be one's own.
+const joinedPerOwned = 10
+
+func (c *Chat) roomToJoin(ctx context.Context, u im.UserID) error {
+	ids, err := c.groupsOf(ctx, u)
+	if err == nil && len(ids) >= c.opt.MaxGroups*joinedPerOwned {
+		err = im.Refuse(im.TooMany, "in_too_many_groups", "%s is in too many groups already", u)
+	}
+	return err
 }
 
-// Groups lists the groups one is in, by id, without their members beyond what
-// Group shows.
+// groupsOf lists the groups u is a member of.
+func (c *Chat) groupsOf(ctx context.Context, u im.UserID) (ids []im.GroupID, err error) {
+	parts, err := c.st.Conversations(ctx, u)
+	for _, p := range parts {
+		if g := p.Conv.Group(); g != "" {
+			ids = append(ids, g)
+		}
+	}
+	return ids, err
+}
+
+// tellGroup is an account event about a group.
+func (c *Chat) tellGroup(to im.UserID, name string, g store.Group, by im.UserID) *store.Append {
+	return c.tell(to, name, about{Group: g.ID, By: by, Name: g.Name})
+}
+
+// Groups lists the groups one is in, by id, each as Group shows it.
 func (c *Chat) Groups(ctx context.Context, me im.UserID) ([]GroupInfo, error) {
-	parts, err := c.st.Conversations(ctx, me)
+	ids, err := c.groupsOf(ctx, me)
 	if err != nil {
 		return nil, err
 	}
 	out := []GroupInfo{}
-	for _, p := range parts {
-		id := p.Conv.Group()
-		if id == "" {
-			continue
+	for _, id := range ids {
+		info, err := c.Group(ctx, me, id)
+		if im.Is(err, im.NotFound) {
+			continue // left, or dissolved, since the list was read
 		}
-		g, err := c.st.Group(ctx, id)
-		if im.Is(err, im.NotFound) || (err == nil && g.Dissolved) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		info, err := c.info(ctx, g)
 		if err != nil {
 			return nil, err
 		}
@@ -191,6 +227,9 @@ func (c *Chat) info(ctx context.Context, g store.Group) (GroupInfo, error) {
 
 // membership returns the group and one's own row in it.
 func (c *Chat) membership(ctx context.Context, me im.UserID, id im.GroupID) (store.Group, store.Member, error) {
+	if !id.Valid() {
+		return store.Group{}, store.Member{}, errNoGroup
+	}
 	g, err := c.st.Group(ctx, id)
 	if err == nil && g.Dissolved {
 		return g, store.Member{}, errNoGroup
@@ -203,6 +242,18 @@ func (c *Chat) membership(ctx context.Context, me im.UserID, id im.GroupID) (sto
 		err = errNoGroup
 	}
 	return g, m, err
+}
+
+// member returns another member's row; ok is false if there is none.
+func (c *Chat) member(ctx context.Context, id im.GroupID, u im.UserID) (m store.Member, ok bool, err error) {
+	if !u.Valid() {
+		return m, false, nil
+	}
+	m, err = c.st.Member(ctx, id, u)
+	if im.Is(err, im.NotFound) {
+		return m, false, nil
+	}
+	return m, err == nil, err
 }
 
 // rank orders roles: who is higher may act on who is lower.
@@ -218,23 +269,30 @@ func rank(role string) int {
 	return 0
 }
 
-func notAllowed(format string, args ...any) error {
-	return im.Refuse(im.Forbidden, "role_too_low", format, args...)
+func notAllowed(sentence string) error {
+	return im.Refuse(im.Forbidden, "role_too_low", "%s", sentence)
 }
 
 // regroup changes a group in one commit and tries again if somebody else did
-// meanwhile. fn gets the group and one's own row.
-func (c *Chat) regroup(ctx context.Context, me im.UserID, id im.GroupID, fn func(g store.Group, m store.Member) (*store.Tx, error)) error {
+// meanwhile. fn gets the group and one's own row, and returns the change, or nil
+// if there is nothing to do. Whoever acts on others puts their own row into
+// the change too: it does not pass if they were demoted or removed meanwhile.
+func (c *Chat) regroup(ctx context.Context, me im.UserID, id im.GroupID, fn func(g store.Group, mine store.Member) (*store.Tx, error)) error {
 	for {
-		g, m, err := c.membership(ctx, me, id)
+		g, mine, err := c.membership(ctx, me, id)
 		if err != nil {
 			return err
 		}
-		tx, err := fn(g, m)
+		tx, err := fn(g, mine)
 		if err != nil || tx == nil {
 			return err
 		}
+		for _, e := range tx.Entries {
+			before(e, func(*im.Entry) { c.roster.forgetGroup(id) })
+		}
 		err = c.st.Commit(ctx, tx)
+		// Here too: Done may come later than Commit returns, and after an error it
+		// may have been written all the same.
 		c.roster.forgetGroup(id)
 		if !im.Is(err, im.Conflict) {
 			return err
@@ -242,7 +300,8 @@ func (c *Chat) regroup(ctx context.Context, me im.UserID, id im.GroupID, fn func
 	}
 }
 
-// UpdateGroup changes a group's settings: owner and admins; ownership: the owner.
+// UpdateGroup changes a group's settings: its owner and admins may. The owner
+// may hand it over to another member, and stays as an admin.
 func (c *Chat) UpdateGroup(ctx context.Context, me im.UserID, id im.GroupID, p GroupPatch) (GroupInfo, error) {
 	switch {
 	case p.Name != nil && (*p.Name == "" || len(*p.Name) > maxGroupName):
@@ -252,38 +311,31 @@ func (c *Chat) UpdateGroup(ctx context.Context, me im.UserID, id im.GroupID, p G
 	case p.MaxMembers != nil && (*p.MaxMembers < 1 || *p.MaxMembers > c.opt.MaxGroupMembers):
 		return GroupInfo{}, im.Refuse(im.Invalid, "max_members_invalid", "max_members is 1 to %d", c.opt.MaxGroupMembers)
 	}
-	err := c.regroup(ctx, me, id, func(g store.Group, m store.Member) (*store.Tx, error) {
-		if rank(m.Role) < rank(roleAdmin) {
+	err := c.regroup(ctx, me, id, func(g store.Group, mine store.Member) (*store.Tx, error) {
+		if rank(mine.Role) < rank(roleAdmin) {
 			return nil, notAllowed("only the owner and admins change a group")
 		}
 		tx := &store.Tx{}
-		about := map[string]any{"by": me}
+		was, what := g, about{By: me}
 		if p.Owner != nil && *p.Owner != g.Owner {
-			if m.Role != roleOwner {
-				return nil, notAllowed("only the owner hands a group over")
-			}
-			heir, err := c.st.Member(ctx, id, *p.Owner)
-			if im.Is(err, im.NotFound) {
-				return nil, im.Refuse(im.Invalid, "not_member", "%s is not a member", *p.Owner)
-			}
+			heir, err := c.heir(ctx, mine, *p.Owner)
 			if err != nil {
 				return nil, err
 			}
-			heir.Role, heir.MutedUntil, m.Role = roleOwner, 0, roleAdmin
-			tx.Members = append(tx.Members, heir, m)
-			g.Owner = *p.Owner
-			about["owner"] = g.Owner
+			mine.Role = roleAdmin
+			tx.Members = append(tx.Members, heir)
+			g.Owner, what.Owner = heir.User, heir.User
 		}
-		set(&g.Name, p.Name, about, "name")
-		set(&g.Join, p.Join, about, "join")
-		set(&g.MaxMembers, p.MaxMembers, about, "max_members")
-		set(&g.MuteAll, p.MuteAll, about, "mute_all")
-		if len(about) == 1 {
+		set(&g.Name, p.Name, func() { what.Name = g.Name })
+		set(&g.Join, p.Join, func() { what.Join = g.Join })
+		set(&g.MaxMembers, p.MaxMembers, func() { what.MaxMembers = g.MaxMembers })
+		set(&g.MuteAll, p.MuteAll, func() { what.MuteAll = &g.MuteAll })
+		if g == was {
 			return nil, nil
 		}
-		tx.Groups = []store.Group{g}
-		tx.Entries = []*store.Append{c.event(im.GroupConv(id), me, "group-changed", about)}
-		return tx, c.tellMembers(ctx, tx, g, "group-changed", me)
+		tx.Groups, tx.Members = []store.Group{g}, append(tx.Members, mine)
+		tx.Entries = []*store.Append{c.event(im.GroupConv(id), me, evGroupChanged, what)}
+		return tx, c.tellMembers(ctx, tx, g, me)
 	})
 	if err != nil {
 		return GroupInfo{}, err
@@ -291,10 +343,23 @@ func (c *Chat) UpdateGroup(ctx context.Context, me im.UserID, id im.GroupID, p G
 	return c.Group(ctx, me, id)
 }
 
-func set[T comparable](to, from *T, about map[string]any, name string) {
+// heir is the row of whom the group is handed over to.
+func (c *Chat) heir(ctx context.Context, mine store.Member, to im.UserID) (store.Member, error) {
+	if mine.Role != roleOwner {
+		return store.Member{}, notAllowed("only the owner hands a group over")
+	}
+	m, ok, err := c.member(ctx, mine.Group, to)
+	if err == nil && !ok {
+		err = im.Refuse(im.Invalid, "not_member", "a group is handed over to one of its members")
+	}
+	m.Role, m.MutedUntil = roleOwner, 0
+	return m, err
+}
+
+func set[T comparable](to, from *T, changed func()) {
 	if from != nil && *from != *to {
 		*to = *from
-		about[name] = *from
+		changed()
 	}
 }
 
@@ -302,26 +367,61 @@ func set[T comparable](to, from *T, about map[string]any, name string) {
 // that the group's log tells anyway.
 const manyMembers = 1000
 
-func (c *Chat) tellMembers(ctx context.Context, tx *store.Tx, g store.Group, event string, by im.UserID) error {
+func (c *Chat) tellMembers(ctx context.Context, tx *store.Tx, g store.Group, by im.UserID) error {
 	ms, err := c.st.Members(ctx, g.ID)
 	if err != nil || len(ms) > manyMembers {
 		return err
 	}
 	for _, m := range ms {
-		tx.Entries = append(tx.Entries, c.tellGroup(m.User, event, g.ID, by, g.Name))
+		tx.Entries = append(tx.Entries, c.tellGroup(m.User, evGroupChanged, g, by))
 	}
 	return nil
 }
 
-// DissolveGroup ends a group for ever. Its owner may.
+// DissolveGroup ends a group for ever: its owner may. From its return on nobody
+// is a member. If it fails halfway nobody can write any more, and the owner can
+// repeat it.
 func (c *Chat) DissolveGroup(ctx context.Context, me im.UserID, id im.GroupID) error {
+	if g, ok, err := c.halfDissolved(ctx, me, id); err != nil || ok {
+		if ok {
+			err = c.clear(ctx, g, me)
+		}
+		return err
+	}
+	return c.dissolve(ctx, me, id, func([]store.Member) error { return nil })
+}
+
+// halfDissolved finds a group whose dissolution was interrupted: its owner is
+// taken out last.
+func (c *Chat) halfDissolved(ctx context.Context, me im.UserID, id im.GroupID) (store.Group, bool, error) {
+	mine, ok, err := c.member(ctx, id, me)
+	if err != nil || !ok || mine.Role != roleOwner {
+		return store.Group{}, false, err
+	}
+	g, err := c.st.Group(ctx, id)
+	return g, err == nil && g.Dissolved, err
+}
+
+// dissolve ends a group if its members are such that may allows it.
+func (c *Chat) dissolve(ctx context.Context, me im.UserID, id im.GroupID, may func([]store.Member) error) error {
 	var ended store.Group
-	err := c.regroup(ctx, me, id, func(g store.Group, m store.Member) (*store.Tx, error) {
-		if m.Role != roleOwner {
+	err := c.regroup(ctx, me, id, func(g store.Group, mine store.Member) (*store.Tx, error) {
+		if mine.Role != roleOwner {
 			return nil, notAllowed("only the owner dissolves a group")
 		}
+		ms, err := c.st.Members(ctx, id)
+		if err == nil {
+			err = may(ms)
+		}
+		if err != nil {
+			return nil, err
+		}
 		g.Dissolved, ended = true, g
-		return &store.Tx{Groups: []store.Group{g}, Entries: []*store.Append{c.event(im.GroupConv(id), me, "group-dissolved", map[string]any{"by": me})}}, nil
+		return &store.Tx{
+			Groups:  []store.Group{g}, // its version: nobody joins meanwhile
+			Members: []store.Member{mine},
+			Entries: []*store.Append{c.event(im.GroupConv(id), me, evGroupDissolved, about{By: me})},
+		}, nil
 	})
 	if err != nil {
 		return err
@@ -329,57 +429,60 @@ func (c *Chat) DissolveGroup(ctx context.Context, me im.UserID, id im.GroupID) e
 	return c.clear(ctx, ended, me)
 }
 
-// clear takes the members out of a dissolved group, some at a time: nobody can
-// write there any more, so it need not be one commit.
+// clearChunk is how many members one commit takes out of a dissolved group, so
+// that a large group does not hold up everybody's messages.
+const clearChunk = 500
+
+// clear takes the members out of a dissolved group: nobody can write there any
+// more, so it need not be one commit. The owner goes last.
 func (c *Chat) clear(ctx context.Context, g store.Group, by im.UserID) error {
-	ms, err := c.st.Members(ctx, g.ID)
-	if err != nil {
-		return err
-	}
-	for part := range slices.Chunk(ms, 500) {
-		tx := &store.Tx{}
-		for _, m := range part {
-			m.Role = ""
-			tx.Members = append(tx.Members, m)
-			tx.Entries = append(tx.Entries, c.tellGroup(m.User, "group-removed", g.ID, by, g.Name))
-		}
-		if err := c.st.Commit(ctx, tx); err != nil {
+	for {
+		ms, err := c.st.Members(ctx, g.ID)
+		if err != nil || len(ms) == 0 {
 			return err
 		}
-		for _, m := range part {
-			c.opt.Courier.Left(g.ID, m.User)
+		slices.SortStableFunc(ms, func(a, b store.Member) int { return rank(a.Role) - rank(b.Role) })
+		for part := range slices.Chunk(ms, clearChunk) {
+			tx := &store.Tx{}
+			for _, m := range part {
+				m.Role = ""
+				tx.Members = append(tx.Members, m)
+				tx.Entries = append(tx.Entries, before(c.tellGroup(m.User, evGroupRemoved, g, by), func(*im.Entry) {
+					c.opt.Courier.Left(g.ID, m.User)
+				}))
+			}
+			err := c.st.Commit(ctx, tx)
+			if im.Is(err, im.Conflict) {
+				break // somebody left, or was muted, just then: look again
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
-	c.roster.forgetGroup(g.ID)
-	return nil
 }
 
 // PutMember adds a friend to a group, or changes a member's role or mute. It may
 // be repeated.
 func (c *Chat) PutMember(ctx context.Context, me im.UserID, id im.GroupID, user im.UserID, p MemberPatch) error {
-	if p.Role != nil && *p.Role != roleAdmin && *p.Role != roleMember {
-		return im.Refuse(im.Invalid, "role_invalid", "a role is admin or member; ownership is handed over by changing the group")
+	switch {
+	case p.Role != nil && *p.Role != roleAdmin && *p.Role != roleMember && *p.Role != roleOwner:
+		return im.Refuse(im.Invalid, "role_invalid", "a role is admin or member")
+	case p.MutedUntil != nil && *p.MutedUntil < 0:
+		return im.Refuse(im.Invalid, "muted_until_invalid", "muted_until is a time in Unix milliseconds, or 0")
 	}
-	joined := false
-	err := c.regroup(ctx, me, id, func(g store.Group, mine store.Member) (*store.Tx, error) {
-		joined = false
-		m, err := c.st.Member(ctx, id, user)
+	return c.regroup(ctx, me, id, func(g store.Group, mine store.Member) (*store.Tx, error) {
+		m, ok, err := c.member(ctx, id, user)
 		switch {
-		case im.Is(err, im.NotFound):
-			joined = true
-			return c.addMember(ctx, g, mine, user, p)
 		case err != nil:
 			return nil, err
+		case p.Role != nil && *p.Role == roleOwner && m.Role != roleOwner:
+			return nil, im.Refuse(im.Invalid, "role_invalid", "a role is admin or member; a group is handed over by changing its owner")
+		case !ok:
+			return c.addMember(ctx, g, mine, user, p)
 		}
 		return c.changeMember(g, mine, m, p)
 	})
-	if err == nil && joined {
-		m, err := c.st.Member(ctx, id, user)
-		if err == nil {
-			c.opt.Courier.Joined(id, user, m.Start)
-		}
-	}
-	return err
 }
 
 func (c *Chat) addMember(ctx context.Context, g store.Group, mine store.Member, user im.UserID, p MemberPatch) (*store.Tx, error) {
@@ -389,11 +492,11 @@ func (c *Chat) addMember(ctx context.Context, g store.Group, mine store.Member, 
 		return nil, notAllowed("only the owner and admins bring in members here")
 	case p.Role != nil && *p.Role == roleAdmin && mine.Role != roleOwner:
 		return nil, notAllowed("only the owner makes admins")
-	case p.MutedUntil != nil && rank(mine.Role) < rank(roleAdmin):
+	case p.MutedUntil != nil && *p.MutedUntil != 0 && rank(mine.Role) < rank(roleAdmin):
 		return nil, notAllowed("only the owner and admins mute")
 	}
-	if err := c.roster.mayDM(ctx, me, user); err != nil || user == me {
-		return nil, friendOnly(errNotFriends, user)
+	if err := c.mayAdd(ctx, me, user); err != nil {
+		return nil, err
 	}
 	ms, err := c.st.Members(ctx, g.ID)
 	if err != nil {
@@ -402,99 +505,99 @@ func (c *Chat) addMember(ctx context.Context, g store.Group, mine store.Member, 
 	if len(ms) >= min(g.MaxMembers, c.opt.MaxGroupMembers) {
 		return nil, im.Refuse(im.TooMany, "group_full", "the group has %d members already", len(ms))
 	}
-	if err := c.groupsFull(ctx, user); err != nil {
-		return nil, err
-	}
 	m := store.Member{Group: g.ID, User: user, Role: roleMember, Start: store.AtHead, Since: c.now()}
-	if p.Role != nil {
-		m.Role = *p.Role
-	}
-	if p.MutedUntil != nil {
-		m.MutedUntil = *p.MutedUntil
-	}
+	set(&m.Role, p.Role, func() {})
+	set(&m.MutedUntil, p.MutedUntil, func() {})
+	added := c.event(im.GroupConv(g.ID), me, evMemberAdded, about{User: user, By: me, Role: m.Role})
 	return &store.Tx{
 		Groups:  []store.Group{g}, // its version: two who join at once count each other
-		Members: []store.Member{m},
+		Members: []store.Member{m, mine},
 		Entries: []*store.Append{
-			c.event(im.GroupConv(g.ID), me, "member-added", map[string]any{"user": user, "by": me, "role": m.Role}),
-			c.tellGroup(user, "group-added", g.ID, me, g.Name),
+			before(added, func(e *im.Entry) { c.opt.Courier.Joined(g.ID, user, e.Seq-1) }),
+			c.tellGroup(user, evGroupAdded, g, me),
 		},
 	}, nil
 }
 
 func (c *Chat) changeMember(g store.Group, mine, m store.Member, p MemberPatch) (*store.Tx, error) {
 	was := m
-	var entries []*store.Append
-	conv := im.GroupConv(g.ID)
+	conv, what := im.GroupConv(g.ID), about{User: m.User, By: mine.User}
+	tx := &store.Tx{}
 	if p.Role != nil && *p.Role != m.Role {
 		switch {
 		case mine.Role != roleOwner:
 			return nil, notAllowed("only the owner changes roles")
-		case m.Role == roleOwner:
+		case was.Role == roleOwner:
 			return nil, notAllowed("the owner keeps that role until handing the group over")
 		}
-		m.Role = *p.Role
-		entries = append(entries, c.event(conv, mine.User, "member-role", map[string]any{"user": m.User, "by": mine.User, "role": m.Role}))
+		m.Role, what.Role = *p.Role, *p.Role
+		tx.Entries = append(tx.Entries, c.event(conv, mine.User, evMemberRole, what))
 	}
 	if p.MutedUntil != nil && *p.MutedUntil != m.MutedUntil {
-		if rank(mine.Role) <= rank(was.Role) {
-			return nil, notAllowed("only somebody of a higher role mutes a member")
+		if rank(mine.Role) < rank(roleAdmin) || rank(mine.Role) <= rank(was.Role) {
+			return nil, notAllowed("only the owner and admins mute, and only members of a lower role")
 		}
-		m.MutedUntil = *p.MutedUntil
-		entries = append(entries, c.event(conv, mine.User, "member-muted", map[string]any{"user": m.User, "by": mine.User, "until": m.MutedUntil}))
+		m.MutedUntil, what.MutedUntil, what.Role = *p.MutedUntil, p.MutedUntil, ""
+		tx.Entries = append(tx.Entries, c.event(conv, mine.User, evMemberMuted, what))
 	}
 	if m == was {
 		return nil, nil
 	}
-	entries = append(entries, c.tellGroup(m.User, "group-changed", g.ID, mine.User, g.Name))
-	return &store.Tx{Members: []store.Member{m}, Entries: entries}, nil
+	tx.Members = []store.Member{m, mine}
+	tx.Entries = append(tx.Entries, c.tellGroup(m.User, evGroupChanged, g, mine.User))
+	return tx, nil
 }
 
-// RemoveMember takes a member out: oneself, or somebody of a lower role. The
-// owner leaves only when alone, which dissolves the group.
+// RemoveMember takes a member out: oneself, or, for the owner and admins,
+// somebody of a lower role. Who was removed gets nothing that is committed from
+// the removal on. The owner leaves only when alone, which dissolves the group.
 func (c *Chat) RemoveMember(ctx context.Context, me im.UserID, id im.GroupID, user im.UserID) error {
-	alone := false
+	ownerLeaves := false
 	err := c.regroup(ctx, me, id, func(g store.Group, mine store.Member) (*store.Tx, error) {
-		m := mine
-		event := "member-left"
 		if user != me {
-			var err error
-			m, err = c.st.Member(ctx, id, user)
-			if im.Is(err, im.NotFound) {
-				return nil, im.Refuse(im.NotFound, "member_not_found", "%s is not a member", user)
-			}
-			if err != nil {
-				return nil, err
-			}
-			if rank(mine.Role) <= rank(m.Role) || rank(mine.Role) < rank(roleAdmin) {
-				return nil, notAllowed("only somebody of a higher role removes a member")
-			}
-			event = "member-removed"
-		} else if mine.Role == roleOwner {
-			ms, err := c.st.Members(ctx, id)
-			if err != nil {
-				return nil, err
-			}
-			if alone = len(ms) == 1; alone {
-				return nil, nil
-			}
-			return nil, im.Refuse(im.Forbidden, "owner_stays", "hand the group over before you leave it, or dissolve it")
+			return c.kick(ctx, g, mine, user)
 		}
-		m.Role = ""
-		return &store.Tx{
-			Members: []store.Member{m},
-			Entries: []*store.Append{
-				c.event(im.GroupConv(id), me, event, map[string]any{"user": user, "by": me}),
-				c.tellGroup(user, "group-removed", id, me, g.Name),
-			},
-		}, nil
+		if ownerLeaves = mine.Role == roleOwner; ownerLeaves {
+			return nil, nil
+		}
+		return c.removal(g, mine, me, evMemberLeft), nil
 	})
-	if err != nil {
+	if err != nil || !ownerLeaves {
 		return err
 	}
-	if alone {
-		return c.DissolveGroup(ctx, me, id)
+	return c.dissolve(ctx, me, id, func(ms []store.Member) error {
+		if len(ms) > 1 {
+			return im.Refuse(im.Forbidden, "owner_stays", "hand the group over before you leave it, or dissolve it")
+		}
+		return nil
+	})
+}
+
+func (c *Chat) kick(ctx context.Context, g store.Group, mine store.Member, user im.UserID) (*store.Tx, error) {
+	m, ok, err := c.member(ctx, g.ID, user)
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, im.Refuse(im.NotFound, "member_not_found", "%.64s is not a member", user)
+	case rank(mine.Role) < rank(roleAdmin) || rank(mine.Role) <= rank(m.Role):
+		return nil, notAllowed("only the owner and admins remove members, and only those of a lower role")
 	}
-	c.opt.Courier.Left(id, user)
-	return nil
+	tx := c.removal(g, m, mine.User, evMemberRemoved)
+	tx.Members = append(tx.Members, mine)
+	return tx, nil
+}
+
+// removal takes m out of the group, and out of the room before the courier gets
+// the entry that says so.
+func (c *Chat) removal(g store.Group, m store.Member, by im.UserID, event string) *store.Tx {
+	m.Role = ""
+	removed := c.event(im.GroupConv(g.ID), by, event, about{User: m.User, By: by})
+	return &store.Tx{
+		Members: []store.Member{m},
+		Entries: []*store.Append{
+			before(removed, func(*im.Entry) { c.opt.Courier.Left(g.ID, m.User) }),
+			c.tellGroup(m.User, evGroupRemoved, g, by),
+		},
+	}
 }

@@ -44,8 +44,9 @@ const (
 )
 
 // AddFriend asks peer for a friendship, or accepts theirs. Doing it again
-// changes nothing but the remark, if one is given. Somebody whom peer has
-// blocked is told "requested" and peer hears nothing of it.
+// changes nothing but the remark, where one is given. Somebody whom peer has
+// blocked is answered as if nothing were, and peer hears nothing of it; asking
+// again after the unblock reaches them. Whoever has blocked peer gets Conflict.
 func (c *Chat) AddFriend(ctx context.Context, me, peer im.UserID, message string, remark *string) (state string, err error) {
 	switch {
 	case me == peer:
@@ -58,71 +59,119 @@ func (c *Chat) AddFriend(ctx context.Context, me, peer im.UserID, message string
 	if err := c.exists(ctx, peer); err != nil {
 		return "", err
 	}
-	var full error
-	if full, err = c.friendsFull(ctx, me); err != nil {
-		return "", err
-	}
-	err = c.relate(ctx, me, peer, func(mine, theirs *store.Relation) ([]*store.Append, error) {
+	err = c.relate(ctx, me, peer, func(mine, theirs *store.Relation) (events []*store.Append, err error) {
 		if mine.Blocked {
 			return nil, im.Refuse(im.Conflict, "blocked_by_you", "you have blocked %s: unblock first", peer)
 		}
-		if remark != nil {
+		if remark != nil && mine.Remark != *remark {
 			mine.Remark = *remark
+			if mine.State == store.Friends {
+				events = append(events, c.tell(me, evFriendChanged, about{User: peer, Remark: remark}))
+			}
 		}
-		now := c.now()
-		switch mine.State {
-		case store.Friends:
+		switch {
+		case mine.State == store.Friends:
 			state = StateFriends
-			return nil, nil
-		case store.Asked:
-			state = StateRequested
-			return nil, nil
-		case store.Asking:
+			return events, nil
+		case theirs.State == store.Asked:
 			state = StateFriends
-			*mine = settled(*mine, store.Friends, now)
-			*theirs = settled(*theirs, store.Friends, now)
-			return []*store.Append{c.tell(peer, "friend-accepted", me), c.tell(me, "friend-accepted", peer)}, nil
-		}
-		if full != nil {
-			return nil, full
+			return c.accept(ctx, mine, theirs)
 		}
 		state = StateRequested
-		*mine = settled(*mine, store.Asked, now)
-		mine.Message = message
-		if theirs.Blocked {
-			return nil, nil
-		}
-		*theirs = settled(*theirs, store.Asking, now)
-		theirs.Message = message
-		return []*store.Append{c.tell(peer, "friend-request", me, "message", message)}, nil
+		return c.ask(ctx, mine, theirs, message)
 	})
 	return state, err
 }
 
-func settled(r store.Relation, s store.RelationState, now int64) store.Relation {
-	r.State, r.Since, r.Message = s, now, ""
-	return r
+// accept makes friends of two of whom the other one has asked.
+func (c *Chat) accept(ctx context.Context, mine, theirs *store.Relation) ([]*store.Append, error) {
+	me, peer := mine.User, mine.Peer
+	if mine.State != store.Asked { // else it is counted already
+		if err := c.roomForFriend(ctx, me); err != nil {
+			return nil, err
+		}
+	}
+	now := c.now()
+	become(mine, store.Friends, now)
+	become(theirs, store.Friends, now)
+	events := []*store.Append{c.tell(me, evFriendAccepted, about{User: peer})}
+	if !theirs.Blocked { // they asked, then blocked: nothing of me reaches them
+		events = append(events, c.tell(peer, evFriendAccepted, about{User: me}))
+	}
+	return events, nil
 }
 
+// ask puts a request, unless there is one.
+func (c *Chat) ask(ctx context.Context, mine, theirs *store.Relation, message string) ([]*store.Append, error) {
+	me, peer := mine.User, mine.Peer
+	if mine.State == store.Asked && (theirs.Blocked || theirs.State == store.Asking) {
+		return nil, nil
+	}
+	if mine.State != store.Asked {
+		if err := c.roomForFriend(ctx, me); err != nil {
+			return nil, err
+		}
+	}
+	// Counted whether peer blocks me or not: the answer must not tell.
+	if err := c.roomForRequest(ctx, peer); err != nil {
+		return nil, err
+	}
+	now := c.now()
+	become(mine, store.Asked, now)
+	mine.Message = message
+	if theirs.Blocked {
+		return nil, nil
+	}
+	become(theirs, store.Asking, now)
+	theirs.Message = message
+	return []*store.Append{c.tell(peer, evFriendRequest, about{User: me, Message: message})}, nil
+}
+
+func become(r *store.Relation, s store.RelationState, now int64) {
+	r.State, r.Since, r.Message = s, now, ""
+}
+
+// exists returns nil if u is an account, NotFound if not.
 func (c *Chat) exists(ctx context.Context, u im.UserID) error {
+	unknown := im.Refuse(im.NotFound, "user_not_found", "there is no such user")
+	if !u.Valid() {
+		return unknown
+	}
 	_, err := c.st.User(ctx, u)
-	if im.Is(err, im.NotFound) || !u.Valid() {
-		return im.Refuse(im.NotFound, "user_not_found", "there is no such user")
+	if im.Is(err, im.NotFound) {
+		return unknown
 	}
 	return err
 }
 
-// friendsFull returns the refusal that a further request of u gets, if u has as
-// many friends and requests as are allowed.
-func (c *Chat) friendsFull(ctx context.Context, u im.UserID) (full, err error) {
+// roomForFriend refuses once u has as many friends and own requests as are allowed.
+func (c *Chat) roomForFriend(ctx context.Context, u im.UserID) error {
+	return c.limit(ctx, u, "too_many_friends", "an account has at most %d friends and open requests",
+		func(r store.Relation) bool { return r.State == store.Friends || r.State == store.Asked })
+}
+
+// roomForRequest refuses once as many wait for u's answer as are allowed. They
+// do not count as u's own, or strangers could use up what u may have.
+func (c *Chat) roomForRequest(ctx context.Context, u im.UserID) error {
+	return c.limit(ctx, u, "too_many_requests", "an account has at most %d open requests to answer",
+		func(r store.Relation) bool { return r.State == store.Asking })
+}
+
+func (c *Chat) limit(ctx context.Context, u im.UserID, code, sentence string, counts func(store.Relation) bool) error {
 	rows, err := c.st.Relations(ctx, u)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if len(rows) >= c.opt.MaxFriends {
-		full = im.Refuse(im.TooMany, "too_many_friends", "an account has at most %d friends and open requests", c.opt.MaxFriends)
+	n := 0
+	for _, r := range rows {
+		if counts(r) {
+			n++
+		}
 	}
-	return full, nil
+	if n >= c.opt.MaxFriends {
+		return im.Refuse(im.TooMany, code, sentence, c.opt.MaxFriends)
+	}
+	return nil
 }
 
 // relate changes both sides of a relation in one commit, and tries again if
@@ -150,62 +199,72 @@ func (c *Chat) relate(ctx context.Context, me, peer im.UserID, fn func(mine, the
 		if theirs != wasTheirs {
 			tx.Relations = append(tx.Relations, theirs)
 		}
-		if len(tx.Relations) == 0 && len(events) == 0 {
+		if len(tx.Relations) == 0 {
 			return nil
 		}
-		switch err := c.st.Commit(ctx, tx); {
-		case im.Is(err, im.Conflict):
-			continue
-		case err != nil:
-			c.roster.forget(me) // it may have been written all the same
-			c.roster.forget(peer)
+		for _, e := range events {
+			before(e, func(*im.Entry) { c.roster.forgetPair(me, peer) })
+		}
+		err = c.st.Commit(ctx, tx)
+		// Here too: Done may come later than Commit returns, and after an error it
+		// may have been written all the same.
+		c.roster.forgetPair(me, peer)
+		if !im.Is(err, im.Conflict) {
 			return err
 		}
-		// Forget rather than put in: of two changes that commit one after the other,
-		// the later may get here first.
-		c.roster.forget(me)
-		c.roster.forget(peer)
-		return nil
 	}
 }
 
-// RemoveFriend ends a friendship, for both. NotFound if there is none.
+// RemoveFriend ends a friendship, for both. NotFound if there is none. The other
+// one keeps their remark, for the case that they become friends again.
 func (c *Chat) RemoveFriend(ctx context.Context, me, peer im.UserID) error {
+	none := im.Refuse(im.NotFound, "not_friends", "you are not friends")
+	if !peer.Valid() {
+		return none
+	}
 	return c.relate(ctx, me, peer, func(mine, theirs *store.Relation) ([]*store.Append, error) {
 		if mine.State != store.Friends {
-			return nil, im.Refuse(im.NotFound, "not_friends", "you are not friends")
+			return nil, none
 		}
 		now := c.now()
-		*mine, *theirs = settled(*mine, store.Stranger, now), settled(*theirs, store.Stranger, now)
+		become(mine, store.Stranger, now)
+		become(theirs, store.Stranger, now)
 		mine.Remark = ""
-		return []*store.Append{c.tell(peer, "friend-removed", me), c.tell(me, "friend-removed", peer)}, nil
+		return []*store.Append{c.tell(me, evFriendRemoved, about{User: peer}), c.tell(peer, evFriendRemoved, about{User: me})}, nil
 	})
 }
 
 // RefuseRequest refuses peer's request or withdraws one's own. NotFound if there
-// is neither. The one who asked is not told of a refusal.
+// is neither. Whoever asked is not told of a refusal.
 func (c *Chat) RefuseRequest(ctx context.Context, me, peer im.UserID) error {
+	none := im.Refuse(im.NotFound, "request_not_found", "there is no open request between you and that user")
+	if !peer.Valid() {
+		return none
+	}
 	return c.relate(ctx, me, peer, func(mine, theirs *store.Relation) ([]*store.Append, error) {
 		now := c.now()
-		switch mine.State {
-		case store.Asking, store.Asked:
-			withdrawn := mine.State == store.Asked && theirs.State == store.Asking
-			*mine = settled(*mine, store.Stranger, now)
-			if theirs.State == store.Asked || theirs.State == store.Asking {
-				*theirs = settled(*theirs, store.Stranger, now)
+		events := []*store.Append{c.tell(me, evRequestClosed, about{User: peer})}
+		switch {
+		case mine.State == store.Asking:
+			become(theirs, store.Stranger, now)
+		case mine.State == store.Asked && theirs.State == store.Asking:
+			become(theirs, store.Stranger, now)
+			if !theirs.Blocked {
+				events = append(events, c.tell(peer, evRequestClosed, about{User: me}))
 			}
-			events := []*store.Append{c.tell(me, "friend-request-closed", peer)}
-			if withdrawn {
-				events = append(events, c.tell(peer, "friend-request-closed", me))
-			}
-			return events, nil
+		case mine.State == store.Asked: // it never reached them
+		default:
+			return nil, none
 		}
-		return nil, im.Refuse(im.NotFound, "request_not_found", "there is no open request between you and %s", peer)
+		become(mine, store.Stranger, now)
+		mine.Remark = ""
+		return events, nil
 	})
 }
 
 // Block refuses messages of both directions from now on; a friendship stays for
-// after the unblock. The blocked user is not told, one's own devices are.
+// after the unblock. It may be repeated. The blocked user is not told, one's own
+// devices are.
 func (c *Chat) Block(ctx context.Context, me, peer im.UserID) error {
 	if me == peer {
 		return im.Refuse(im.Invalid, "self", "nobody blocks themselves")
@@ -217,43 +276,49 @@ func (c *Chat) Block(ctx context.Context, me, peer im.UserID) error {
 		if mine.Blocked {
 			return nil, nil
 		}
+		err := c.limit(ctx, me, "too_many_blocks", "an account blocks at most %d users", func(r store.Relation) bool { return r.Blocked })
 		mine.Blocked = true
-		return []*store.Append{c.tell(me, "blocked", peer)}, nil
+		return []*store.Append{c.tell(me, evBlocked, about{User: peer})}, err
 	})
 }
 
-// Unblock takes a block back. It may be repeated.
+// Unblock takes a block back. It may be repeated, and for somebody who was never
+// blocked it does nothing.
 func (c *Chat) Unblock(ctx context.Context, me, peer im.UserID) error {
+	if !peer.Valid() {
+		return nil
+	}
 	return c.relate(ctx, me, peer, func(mine, _ *store.Relation) ([]*store.Append, error) {
 		if !mine.Blocked {
 			return nil, nil
 		}
 		mine.Blocked = false
-		return []*store.Append{c.tell(me, "unblocked", peer)}, nil
+		return []*store.Append{c.tell(me, evUnblocked, about{User: peer})}, nil
 	})
 }
 
 // Friends lists one's friends, by id.
 func (c *Chat) Friends(ctx context.Context, me im.UserID) ([]Friend, error) {
 	out := []Friend{}
-	err := c.eachRelation(ctx, me, func(r store.Relation, name string) {
+	err := c.eachRelation(ctx, me, func(r store.Relation) bool { return r.State == store.Friends }, func(r store.Relation, name string) {
 		out = append(out, Friend{User: r.Peer, Name: name, Remark: r.Remark, State: StateFriends, Since: r.Since})
-	}, func(r store.Relation) bool { return r.State == store.Friends })
+	})
 	return out, err
 }
 
 // FriendRequests lists open requests of both directions, by id. Requests of
-// users one has blocked are left out.
+// users one has blocked are left out until the unblock.
 func (c *Chat) FriendRequests(ctx context.Context, me im.UserID) ([]FriendRequest, error) {
+	open := func(r store.Relation) bool {
+		return r.State == store.Asked || (r.State == store.Asking && !r.Blocked)
+	}
 	out := []FriendRequest{}
-	err := c.eachRelation(ctx, me, func(r store.Relation, name string) {
+	err := c.eachRelation(ctx, me, open, func(r store.Relation, name string) {
 		dir := "out"
 		if r.State == store.Asking {
 			dir = "in"
 		}
 		out = append(out, FriendRequest{User: r.Peer, Name: name, Message: r.Message, Direction: dir, Since: r.Since})
-	}, func(r store.Relation) bool {
-		return r.State == store.Asked || (r.State == store.Asking && !r.Blocked)
 	})
 	return out, err
 }
@@ -261,13 +326,15 @@ func (c *Chat) FriendRequests(ctx context.Context, me im.UserID) ([]FriendReques
 // Blocks lists whom one has blocked, by id.
 func (c *Chat) Blocks(ctx context.Context, me im.UserID) ([]Block, error) {
 	out := []Block{}
-	err := c.eachRelation(ctx, me, func(r store.Relation, name string) {
+	err := c.eachRelation(ctx, me, func(r store.Relation) bool { return r.Blocked }, func(r store.Relation, name string) {
 		out = append(out, Block{User: r.Peer, Name: name})
-	}, func(r store.Relation) bool { return r.Blocked })
+	})
 	return out, err
 }
 
-func (c *Chat) eachRelation(ctx context.Context, me im.UserID, fn func(store.Relation, string), want func(store.Relation) bool) error {
+// eachRelation calls fn for the rows that are wanted, with the peer's name; the
+// id stands in for an account that is gone.
+func (c *Chat) eachRelation(ctx context.Context, me im.UserID, want func(store.Relation) bool, fn func(r store.Relation, name string)) error {
 	rows, err := c.st.Relations(ctx, me)
 	if err != nil {
 		return err

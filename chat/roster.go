@@ -2,51 +2,70 @@ package chat
 
 import (
 	"context"
+	"hash/maphash"
+	"strings"
 	"sync"
 
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
 )
 
-// roster answers on the hot path, from memory, who may write where. A user's
-// relations and a group's members are loaded on first use and kept, bounded.
-// A mutation drops what it changed before it returns, so it acts on the very next
-// packet; a load that began before a mutation cannot put back what it read
-// (gen).
+// roster answers on the hot path, from memory, who may write where.
+//
+// It keeps what was asked, not what there is: pairs of users who may write to
+// each other, and members who did write to a group. So a miss costs two point
+// reads, however many friends or members there are, and a change of one
+// member does not make a group of 10,000 be read again.
+//
+// Only permissions are kept, never refusals: who was just allowed in is let in
+// by the next packet even before forget is called, and knocking at random doors
+// pushes nobody's permission out.
+//
+// A change is followed by forget, before its event is offered and before the
+// method that made it returns. A load that began before it keeps nothing (gen),
+// so an old answer never outlives a change; the load itself may return it: the
+// question overlapped with the change.
 type roster struct {
 	st        store.Store
-	maxUsers  int
-	maxGroups int
-
-	users  [rosterShards]userPart
-	groups [rosterShards]groupPart
+	seed      maphash.Seed
+	maxPairs  int // of one shard
+	maxGroups int // of one shard
+	pairs     [rosterShards]pairShard
+	groups    [rosterShards]groupShard
 }
 
-const rosterShards = 32
+const (
+	rosterShards = 32
+	// pairsPerUser is how many conversations Options.CacheUsers allows for each user.
+	pairsPerUser = 4
+)
 
-type userPart struct {
+type pairShard struct {
 	sync.RWMutex
-	m   map[im.UserID]map[im.UserID]bond
-	gen uint64
+	may map[pair]struct{}
+	gen uint64 // changes seen
 }
 
-// bond is what one user has to do with another, from both sides: what mayDM asks.
-type bond struct {
-	friends bool
-	blocks  bool // this user blocks the other
+// pair is two users, the lesser id first: what mayDM asks is the same from both sides.
+type pair struct{ a, b im.UserID }
+
+func pairOf(a, b im.UserID) pair {
+	if b < a {
+		a, b = b, a
+	}
+	return pair{a, b}
 }
 
-type groupPart struct {
+type groupShard struct {
 	sync.RWMutex
-	m   map[im.GroupID]*roomList
-	gen uint64
+	m   map[im.GroupID]*room
+	gen uint64 // changes seen
 }
 
-// roomList is a group in memory; it is replaced, not changed.
-type roomList struct {
-	muteAll   bool
-	dissolved bool
-	members   map[im.UserID]place
+// room is a group in memory; the shard's lock guards it.
+type room struct {
+	muteAll bool
+	members map[im.UserID]place // those who wrote since the last change
 }
 
 type place struct {
@@ -55,23 +74,29 @@ type place struct {
 }
 
 func newRoster(o Options) *roster {
-	r := &roster{st: o.Store, maxUsers: max(1, o.CacheUsers/rosterShards), maxGroups: max(1, o.CacheGroups/rosterShards)}
+	r := &roster{
+		st: o.Store, seed: maphash.MakeSeed(),
+		maxPairs:  max(1, o.CacheUsers*pairsPerUser/rosterShards),
+		maxGroups: max(1, o.CacheGroups/rosterShards),
+	}
 	for i := range rosterShards {
-		r.users[i].m = make(map[im.UserID]map[im.UserID]bond)
-		r.groups[i].m = make(map[im.GroupID]*roomList)
+		r.pairs[i].may = make(map[pair]struct{})
+		r.groups[i].m = make(map[im.GroupID]*room)
 	}
 	return r
 }
 
-// part spreads ids over the shards (FNV-1a).
-func part(id string) uint32 {
-	h := uint32(2166136261)
-	for i := 0; i < len(id); i++ {
-		h = (h ^ uint32(id[i])) * 16777619
-	}
-	return h % rosterShards
+func (r *roster) pairShard(p pair) *pairShard {
+	h := maphash.String(r.seed, string(p.a)) + 3*maphash.String(r.seed, string(p.b))
+	return &r.pairs[h%rosterShards]
 }
 
+func (r *roster) groupShard(g im.GroupID) *groupShard {
+	return &r.groups[maphash.String(r.seed, string(g))%rosterShards]
+}
+
+// Refusals of the hot path, made once. errNotFriends is the one answer for a
+// stranger, an unknown user and a block: nobody learns which.
 var (
 	errNotFriends = im.Refuse(im.Forbidden, "not_friends", "not friends")
 	errNotMember  = im.Refuse(im.Forbidden, "not_member", "not a member")
@@ -79,156 +104,141 @@ var (
 )
 
 // mayDM returns nil if from may write to to now: they are friends and neither
-// blocks the other, or they are the same. A stranger, an unknown user and a block
-// give the same answer.
+// blocks the other, or they are the same. Cached, it allocates nothing.
 func (r *roster) mayDM(ctx context.Context, from, to im.UserID) error {
 	if from == to {
 		return nil
 	}
-	mine, err := r.bond(ctx, from, to)
-	if err != nil {
+	p := pairOf(from, to)
+	s := r.pairShard(p)
+	s.RLock()
+	_, ok := s.may[p]
+	gen := s.gen
+	s.RUnlock()
+	if ok {
+		return nil
+	}
+	if err := r.readPair(ctx, from, to); err != nil {
 		return err
 	}
-	if !mine.friends || mine.blocks {
-		return errNotFriends
-	}
-	theirs, err := r.bond(ctx, to, from)
-	if err != nil {
-		return err
-	}
-	if !theirs.friends || theirs.blocks {
-		return errNotFriends
+	s.Lock()
+	defer s.Unlock()
+	if s.gen == gen {
+		dropAny(s.may, r.maxPairs)
+		// The ids are part of a topic's text, which need not live as long.
+		s.may[pair{im.UserID(strings.Clone(string(p.a))), im.UserID(strings.Clone(string(p.b)))}] = struct{}{}
 	}
 	return nil
 }
 
-func (r *roster) bond(ctx context.Context, u, peer im.UserID) (bond, error) {
-	p := &r.users[part(string(u))]
-	for {
-		p.RLock()
-		bonds, ok := p.m[u]
-		b, gen := bonds[peer], p.gen
-		p.RUnlock()
-		if ok {
-			return b, nil
-		}
-		rows, err := r.st.Relations(ctx, u)
-		if err != nil {
-			return bond{}, err
-		}
-		loaded := make(map[im.UserID]bond, len(rows))
-		for _, row := range rows {
-			if b := bondOf(row); b != (bond{}) {
-				loaded[row.Peer] = b
-			}
-		}
-		p.Lock()
-		if p.gen == gen {
-			if len(p.m) >= r.maxUsers {
-				for k := range p.m { // any: a map's order is random enough
-					delete(p.m, k)
-					break
-				}
-			}
-			p.m[u] = loaded
-		}
-		p.Unlock()
+// readPair is mayDM by the rows.
+func (r *roster) readPair(ctx context.Context, from, to im.UserID) error {
+	if !to.Valid() {
+		return errNotFriends
 	}
+	for _, side := range [2]pair{{from, to}, {to, from}} {
+		row, err := r.st.Relation(ctx, side.a, side.b)
+		if err != nil {
+			return err
+		}
+		if row.State != store.Friends || row.Blocked {
+			return errNotFriends
+		}
+	}
+	return nil
 }
 
-func bondOf(row store.Relation) bond {
-	return bond{friends: row.State == store.Friends, blocks: row.Blocked}
-}
-
-// forget drops what is cached of a user; the next question reads the store.
-func (r *roster) forget(u im.UserID) {
-	p := &r.users[part(string(u))]
-	p.Lock()
-	p.gen++
-	delete(p.m, u)
-	p.Unlock()
+// forgetPair drops what is cached of two users.
+func (r *roster) forgetPair(a, b im.UserID) {
+	p := pairOf(a, b)
+	s := r.pairShard(p)
+	s.Lock()
+	s.gen++
+	delete(s.may, p)
+	s.Unlock()
 }
 
 // mayGroup returns the role of from in g if from may write there now: a member
-// who is not muted. An unknown group answers as one that from is not in.
+// who is not muted; muting everybody leaves out the owner and admins. An unknown
+// or dissolved group answers as one that from is not in. Cached, it allocates nothing.
 func (r *roster) mayGroup(ctx context.Context, g im.GroupID, from im.UserID, now int64) (role string, err error) {
-	list, err := r.group(ctx, g)
-	if err != nil {
-		return "", err
+	s := r.groupShard(g)
+	s.RLock()
+	var pl place
+	known, muteAll := false, false
+	if rm := s.m[g]; rm != nil {
+		pl, known = rm.members[from]
+		muteAll = rm.muteAll
 	}
-	pl, ok := list.members[from]
-	switch {
-	case !ok || list.dissolved:
-		return "", errNotMember
-	case pl.role == roleMember && (list.muteAll || pl.mutedUntil > now):
-		return "", errMuted
-	case pl.role == roleAdmin && pl.mutedUntil > now:
+	gen := s.gen
+	s.RUnlock()
+	if !known {
+		if pl, muteAll, err = r.readPlace(ctx, g, from); err != nil {
+			return "", err
+		}
+		r.keep(s, gen, g, from, pl, muteAll)
+	}
+	if pl.mutedUntil > now || (muteAll && rank(pl.role) < rank(roleAdmin)) {
 		return "", errMuted
 	}
 	return pl.role, nil
 }
 
-// group returns the group in memory. It must not be changed.
-func (r *roster) group(ctx context.Context, g im.GroupID) (*roomList, error) {
-	p := &r.groups[part(string(g))]
-	for {
-		p.RLock()
-		list, gen := p.m[g], p.gen
-		p.RUnlock()
-		if list != nil {
-			return list, nil
-		}
-		list, err := r.load(ctx, g)
-		if err != nil {
-			return nil, err
-		}
-		p.Lock()
-		if p.gen == gen {
-			if len(p.m) >= r.maxGroups {
-				for k := range p.m {
-					delete(p.m, k)
-					break
-				}
-			}
-			p.m[g] = list
-			p.Unlock()
-			return list, nil
-		}
-		p.Unlock()
+// readPlace reads a member's place; errNotMember if there is none.
+func (r *roster) readPlace(ctx context.Context, g im.GroupID, u im.UserID) (pl place, muteAll bool, err error) {
+	row, err := r.st.Group(ctx, g)
+	if im.Is(err, im.NotFound) || (err == nil && row.Dissolved) {
+		return place{}, false, errNotMember
 	}
+	if err != nil {
+		return place{}, false, err
+	}
+	m, err := r.st.Member(ctx, g, u)
+	if im.Is(err, im.NotFound) {
+		return place{}, false, errNotMember
+	}
+	return place{m.Role, m.MutedUntil}, row.MuteAll, err
 }
 
-func (r *roster) load(ctx context.Context, g im.GroupID) (*roomList, error) {
-	row, err := r.st.Group(ctx, g)
-	if im.Is(err, im.NotFound) {
-		return &roomList{dissolved: true}, nil
+func (r *roster) keep(s *groupShard, gen uint64, g im.GroupID, u im.UserID, pl place, muteAll bool) {
+	s.Lock()
+	defer s.Unlock()
+	if s.gen != gen {
+		return
 	}
-	if err != nil {
-		return nil, err
+	rm := s.m[g]
+	if rm == nil {
+		dropAny(s.m, r.maxGroups)
+		rm = &room{muteAll: muteAll, members: make(map[im.UserID]place)}
+		s.m[im.GroupID(strings.Clone(string(g)))] = rm
 	}
-	ms, err := r.st.Members(ctx, g)
-	if err != nil {
-		return nil, err
-	}
-	list := &roomList{muteAll: row.MuteAll, dissolved: row.Dissolved, members: make(map[im.UserID]place, len(ms))}
-	for _, m := range ms {
-		list.members[m.User] = place{m.Role, m.MutedUntil}
-	}
-	return list, nil
+	rm.members[im.UserID(strings.Clone(string(u)))] = pl
 }
 
 // forgetGroup drops what is cached of a group.
 func (r *roster) forgetGroup(g im.GroupID) {
-	p := &r.groups[part(string(g))]
-	p.Lock()
-	p.gen++
-	delete(p.m, g)
-	p.Unlock()
+	s := r.groupShard(g)
+	s.Lock()
+	s.gen++
+	delete(s.m, g)
+	s.Unlock()
 }
 
-// InvalidateUser forgets what is cached of a user's relations, after a change
-// elsewhere.
-func (c *Chat) InvalidateUser(u im.UserID) { c.roster.forget(u) }
+// dropAny makes room for one more in a map of at most size: any goes, which
+// costs its owner one load, and a map's order is random enough.
+func dropAny[K comparable, V any](m map[K]V, size int) {
+	if len(m) < size {
+		return
+	}
+	for k := range m {
+		delete(m, k)
+		return
+	}
+}
+
+// InvalidateRelation forgets what is cached of two users, after a change
+// elsewhere: the next packet between them asks the store.
+func (c *Chat) InvalidateRelation(u, peer im.UserID) { c.roster.forgetPair(u, peer) }
 
 // InvalidateGroup forgets what is cached of a group, after a change elsewhere.
 func (c *Chat) InvalidateGroup(g im.GroupID) { c.roster.forgetGroup(g) }
