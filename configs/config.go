@@ -181,7 +181,7 @@ func Defaults() Config {
 		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour},
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},
-		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 50, Burst: 200, BytesPerSecond: 4 << 20, Subscriptions: 100, GroupMembers: 10_000,
+		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 100, Burst: 2000, BytesPerSecond: 16 << 20, Subscriptions: 100, GroupMembers: 10_000,
 			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50},
 		Log: Log{Level: "info", Format: "auto"},
 	}

@@ -118,12 +118,12 @@ func (d *Delivery) endSession(ctx context.Context, k im.DeviceKey) error {
 }
 
 func (d *Delivery) roomForDevice(ctx context.Context, u im.UserID) error {
-	devs, err := d.src.DevicesOf(ctx, u)
+	n, err := d.src.CountDevices(ctx, u)
 	if err != nil {
 		return err
 	}
-	if len(devs) >= d.opt.MaxDevices {
-		return im.Refuse(im.TooMany, "too_many_devices", "this account has %d devices already: remove one", len(devs))
+	if n >= d.opt.MaxDevices {
+		return im.Refuse(im.TooMany, "too_many_devices", "this account has %d devices already: remove one", n)
 	}
 	return nil
 }

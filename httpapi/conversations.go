@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -42,7 +43,7 @@ func (a *API) listConversations(ctx context.Context, c Caller, _ *none) (*reply[
 type historyInput struct {
 	ConvPath
 	Before im.Seq `query:"before" maximum:"9007199254740991" doc:"Only entries with a smaller seq."`
-	After  im.Seq `query:"after" maximum:"9007199254740991" doc:"Only entries with a greater seq."`
+	After  int64  `query:"after" minimum:"-1" maximum:"9007199254740991" default:"-1" doc:"Only entries with a greater seq, from the first of them on: 0 reads from the beginning. -1 is as without it."`
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"At most so many."`
 }
 
@@ -56,7 +57,13 @@ func (a *API) history(ctx context.Context, c Caller, in *historyInput) (*reply[p
 	if err != nil {
 		return nil, err
 	}
-	msgs, more, err := a.opt.Chat.History(ctx, c.User, conv, in.Before, in.After, in.Limit)
+	read := func() ([]json.RawMessage, bool, error) {
+		if in.After >= 0 {
+			return a.opt.Chat.HistoryAfter(ctx, c.User, conv, im.Seq(in.After), in.Before, in.Limit)
+		}
+		return a.opt.Chat.History(ctx, c.User, conv, in.Before, 0, in.Limit)
+	}
+	msgs, more, err := read()
 	p := page{Messages: make([]message, 0, len(msgs)), More: more}
 	for _, m := range msgs {
 		p.Messages = append(p.Messages, message(m))

@@ -257,6 +257,8 @@ type Token struct {
 type Devices interface {
 	Device(ctx context.Context, k im.DeviceKey) (Device, error)
 	DevicesOf(ctx context.Context, u im.UserID) ([]Device, error)
+	// CountDevices is how many devices u has, without reading them.
+	CountDevices(ctx context.Context, u im.UserID) (int, error)
 	// EachDevice calls fn for every device of every user until it returns false.
 	// fn must not call the store.
 	EachDevice(ctx context.Context, fn func(Device) bool) error

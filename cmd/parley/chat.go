@@ -451,7 +451,7 @@ func (ch *chat) command(ctx context.Context, word, rest string) error {
 	case "group":
 		words := strings.Fields(rest)
 		if len(words) == 0 {
-			return errors.New("/group NAME A B ...")
+			return errors.New("write /group NAME and the friends to put in")
 		}
 		var out struct{ Group string }
 		if err := ch.c.Call(ctx, "groups.create", map[string]any{"name": words[0], "members": words[1:]}, &out); err != nil {

@@ -150,20 +150,41 @@ func (r Replay) fill(t *Target, i int, topic string) error {
 // Idle holds connections open that do nothing, and weighs the server.
 type Idle struct{ Connections int }
 
-// Run runs it against t.
-func (d Idle) Run(t *Target) (Result, error) {
-	const perUser = 500
-	var users []string
-	for i := range (d.Connections + perUser - 1) / perUser {
+const idlePerUser = 500
+
+func (d Idle) users() (users []string) {
+	for i := range (d.Connections + idlePerUser - 1) / idlePerUser {
 		users = append(users, fmt.Sprintf("load-idle%d", i))
 	}
-	if err := t.ensure(users...); err != nil {
-		return Result{}, err
+	return users
+}
+
+// Prepare makes the accounts and logs them in, on a server that is restarted
+// before Run: what hashing passwords needs of memory must not be weighed.
+func (d Idle) Prepare(t *Target) error {
+	if err := t.ensure(d.users()...); err != nil || t.plain() {
+		return err
 	}
-	// The first connection of each user is the one that hashes the password.
+	for _, u := range d.users() {
+		if _, err := t.token(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run runs it against t.
+func (d Idle) Run(t *Target) (Result, error) {
+	const perUser = idlePerUser
+	users := d.users()
 	conns := make([]*conn, d.Connections)
 	dialOne := func(i int) (err error) {
 		l := t.as(users[i/perUser], fmt.Sprintf("idle%d", i%perUser), true)
+		if !t.plain() {
+			if l.password, err = t.token(l.user); err != nil {
+				return err
+			}
+		}
 		conns[i], _, err = dial(t.MQTT, l)
 		if err == nil && t.plain() {
 			err = conns[i].subscribe(fmt.Sprintf("idle/%d", i))

@@ -26,6 +26,10 @@ type Target struct {
 	tokens map[string]string
 }
 
+// Adopt takes over what another target knows of accounts: the same data, served
+// by a new process.
+func (t *Target) Adopt(old *Target) { t.users, t.tokens, t.groups = old.users, old.tokens, old.groups }
+
 // plain reports whether the target has topics instead of users.
 func (t *Target) plain() bool { return t.HTTP == "" }
 

@@ -419,6 +419,22 @@ func (s *Store) DevicesOf(ctx context.Context, u im.UserID) ([]store.Device, err
 	return list[store.Device](s, ctx, prefix(tDevice, string(u)), nil)
 }
 
+// CountDevices: a method of store.Devices.
+func (s *Store) CountDevices(ctx context.Context, u im.UserID) (n int, err error) {
+	err = s.view(ctx, func(db *pebble.DB) error {
+		p := prefix(tDevice, string(u))
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: p, UpperBound: after(p)})
+		if err != nil {
+			return err
+		}
+		for ok := it.First(); ok; ok = it.Next() {
+			n++
+		}
+		return errors.Join(it.Error(), it.Close())
+	})
+	return n, err
+}
+
 // EachDevice: a method of store.Devices.
 func (s *Store) EachDevice(ctx context.Context, fn func(store.Device) bool) error {
 	return s.view(ctx, func(db *pebble.DB) error {

@@ -665,6 +665,9 @@ func testDevices(t *testing.T, s store.Store) {
 	if len(ds) != 2 {
 		t.Errorf("%d devices", len(ds))
 	}
+	if n, err := s.CountDevices(ctx, "alice"); n != 2 || err != nil {
+		t.Errorf("CountDevices: %d %v", n, err)
+	}
 	n := 0
 	must(t, s.EachDevice(ctx, func(store.Device) bool { n++; return n < 2 }))
 	if n != 2 {

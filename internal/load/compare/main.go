@@ -93,12 +93,24 @@ func interleave(tmp, parley, mochi string, rounds int, s scenario) (all []load.R
 	if err != nil {
 		return nil, err
 	}
-	a, stopA, err := start(parley, "parley", "serve", "--data-dir", data, "--mqtt.addr", "127.0.0.1:0", "--http.addr", "127.0.0.1:0", "--metrics.addr", "127.0.0.1:0",
-		"--limits.off=true", "--log.level", "error", "--sessions.max-per-user", "100000")
+	args := []string{"serve", "--data-dir", data, "--mqtt.addr", "127.0.0.1:0", "--http.addr", "127.0.0.1:0", "--metrics.addr", "127.0.0.1:0",
+		"--limits.off=true", "--log.level", "error", "--sessions.max-per-user", "100000"}
+	a, stopA, err := start(parley, "parley", args...)
 	if err != nil {
 		return nil, err
 	}
-	defer stopA()
+	defer func() { stopA() }()
+	if p, ok := s.(interface{ Prepare(*load.Target) error }); ok {
+		if err := p.Prepare(a); err != nil {
+			return nil, err
+		}
+		stopA()
+		prepared := a
+		if a, stopA, err = start(parley, "parley", args...); err != nil {
+			return nil, err
+		}
+		a.Adopt(prepared)
+	}
 	b, stopB, err := start(mochi, "mochi")
 	if err != nil {
 		return nil, err
