@@ -33,7 +33,8 @@ type acks struct {
 	n, bytes int
 	quota    int // QoS > 0 publishes not yet answered: the client's share of our Receive Maximum
 	stopped  bool
-	drain    bool
+	drain    bool // stopped to be drained: what is pending is waited for
+	aborted  bool // stopped for good: nobody hears the answers
 	closed   bool
 }
 
@@ -139,13 +140,13 @@ func (c *Conn) Settle() {
 	}
 }
 
-// wait returns when nothing is pending, or ctx is done.
+// wait returns when nothing is pending, the connection was aborted, or ctx is done.
 func (a *acks) wait(ctx context.Context) {
 	stop := context.AfterFunc(ctx, a.close)
 	defer stop()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.n > 0 && !a.closed {
+	for a.n > 0 && !a.closed && !a.aborted {
 		a.cond.Wait()
 	}
 }
@@ -153,7 +154,7 @@ func (a *acks) wait(ctx context.Context) {
 // stop makes a waiting reader give up: the connection ends.
 func (a *acks) stop() {
 	a.mu.Lock()
-	a.stopped = true
+	a.stopped, a.aborted = true, true
 	a.mu.Unlock()
 	a.cond.Broadcast()
 }

@@ -185,6 +185,7 @@ func (b *Broker) Shutdown(ctx context.Context) {
 	for _, c := range conns {
 		select {
 		case <-c.drained:
+		case <-c.done: // it ended by itself
 		case <-ctx.Done():
 		}
 		c.Close(delivery.ShuttingDown)

@@ -35,6 +35,18 @@ func (s *session) publishPlain(p *broker.Publish, a *accept) error {
 	packet := uint16(0)
 	if p.QoS == 2 {
 		packet = p.PacketID
+		if p.Dup { // of an earlier connection? The receipt stands for all that one publish does
+			ctx, cancel := s.ctx()
+			_, err := s.g.opt.Store.Receipt(ctx, s.key, packet)
+			cancel()
+			if err == nil {
+				s.finish(a, 0, "", 0, 0)
+				return nil
+			}
+			if !im.Is(err, im.NotFound) {
+				return err
+			}
+		}
 	}
 	as := s.g.plan(pub, s.me.User, s.me.Device, packet)
 	if len(as) == 0 {

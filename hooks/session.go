@@ -56,11 +56,10 @@ const maxQoS2 = 4096
 type accept struct {
 	broker.Pending
 	store.Append
-	s     *session
-	topic string // only where somebody may have to be told
-	kind  string
-	more  int  // further appends that belong to this publish and are not back yet; guarded by waitMu
-	bad   bool // one of them failed
+	s        *session
+	topic    string // only where somebody may have to be told
+	kind     string
+	answered bool // QoS 2: its PUBREC is out; guarded by session.qos2
 }
 
 func (s *session) identity() auth.Identity {
@@ -248,12 +247,13 @@ func (a *accept) Committed(ap *store.Append) {
 
 // finish acknowledges.
 func (s *session) finish(a *accept, code byte, reason string, seq im.Seq, ts int64) {
-	if a.QoS == 2 && code >= packets.ErrUnspecifiedError.Code {
-		if s.c.Version() >= 5 { // the id is free again [MQTT-4.3.3-4]
-			s.qos2.Lock()
-			delete(s.qos2.open, a.ID)
-			s.qos2.Unlock()
+	if a.QoS == 2 {
+		s.qos2.Lock()
+		a.answered = true // a repetition gets the PUBREC again
+		if code >= packets.ErrUnspecifiedError.Code && s.c.Version() >= 5 {
+			delete(s.qos2.open, a.ID) // refused: the id is free again [MQTT-4.3.3-4]
 		}
+		s.qos2.Unlock()
 	}
 	if s.c.Version() < 5 {
 		code, reason = 0, "" // 3.1.1 has no way to say no
@@ -261,17 +261,7 @@ func (s *session) finish(a *accept, code byte, reason string, seq im.Seq, ts int
 	if ev := s.g.opt.Events.Accepted; ev != nil && code == 0 && a.kind != "" {
 		ev(a.kind)
 	}
-	a.done()
 	s.c.Finish(&a.Pending, code, reason, uint64(seq), ts)
-}
-
-func (a *accept) done() {
-	if a.QoS == 2 {
-		a.s.qos2.Lock()
-		a.bad = false
-		a.more = -1 // answered: a repetition gets its PUBREC again
-		a.s.qos2.Unlock()
-	}
 }
 
 // refuse answers a publish that is not taken: by its reason code, or for those
@@ -340,7 +330,7 @@ func (s *session) again(p *broker.Publish) (bool, error) {
 		}
 		return false, nil
 	}
-	if old.more < 0 {
+	if old.answered {
 		s.c.Pubrec(p.PacketID, uint64(old.Entry.Seq), old.Entry.TS)
 	}
 	return true, nil
