@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/parley-im/parley/client"
+	"github.com/parley-im/parley/im"
 )
 
 // terminal is somebody at `parley chat --plain`.
@@ -122,12 +123,15 @@ func TestTheGoClient(t *testing.T) {
 		}
 		return c
 	}
-	next := func() client.Event {
+	seen := im.Seq(0)
+	next := func() client.Event { // what a kill made come again is passed over
 		for {
 			select {
 			case e := <-events:
-				if _, watermark := e.(client.Read); !watermark { // comes again after a kill
-					return e
+				m, ok := e.(client.Message)
+				if ok && m.Seq > seen {
+					seen = m.Seq
+					return m
 				}
 			case <-ctx.Done():
 				t.Fatal("no event")
