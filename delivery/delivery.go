@@ -156,19 +156,11 @@ func (d *Delivery) Offer(e *im.Entry) {
 	case im.KindAccount:
 		d.offerUser(e.Conv.Owner(), p)
 	case im.KindQueue:
-		dev := e.Conv.QueueDevice()
-		s, u := d.user(e.Conv.Owner())
-		s.RLock()
-		for _, l := range s.m[u].get() {
-			if l.key.Device == dev {
-				l.offer(p)
-			}
+		if l := d.Line(im.DeviceKey{User: e.Conv.Owner(), Device: e.Conv.QueueDevice()}); l != nil {
+			l.offer(p)
 		}
-		s.RUnlock()
 	}
 }
-
-func (d *Delivery) user(u im.UserID) (*userShard, im.UserID) { return &d.users[shard(u)], u }
 
 func (u *userLines) get() []*Line {
 	if u == nil {
@@ -248,15 +240,7 @@ func (d *Delivery) lock(k im.DeviceKey) *sync.Mutex {
 
 // Joined puts the user's lines into the group's room.
 func (d *Delivery) Joined(g im.GroupID, user im.UserID, _ im.Seq) {
-	s := &d.users[shard(user)]
-	s.Lock()
-	u := s.m[user]
-	if u != nil {
-		u.gen++
-	}
-	lines := append([]*Line(nil), u.get()...)
-	s.Unlock()
-	for _, l := range lines {
+	for _, l := range d.moved(user) {
 		d.enter(g, l)
 		// What was offered before the line was in the room is found by the pump.
 		l.mu.Lock()
@@ -270,18 +254,23 @@ func (d *Delivery) Joined(g im.GroupID, user im.UserID, _ im.Seq) {
 // Left takes the user's lines out of the group's room and forgets what they had
 // still to get from it.
 func (d *Delivery) Left(g im.GroupID, user im.UserID) {
+	for _, l := range d.moved(user) {
+		d.leave(g, l)
+		l.forget(im.GroupConv(g))
+	}
+}
+
+// moved notes that the user's groups changed, for an attach that is under way,
+// and returns the user's lines.
+func (d *Delivery) moved(user im.UserID) []*Line {
 	s := &d.users[shard(user)]
 	s.Lock()
+	defer s.Unlock()
 	u := s.m[user]
 	if u != nil {
 		u.gen++
 	}
-	lines := append([]*Line(nil), u.get()...)
-	s.Unlock()
-	for _, l := range lines {
-		d.leave(g, l)
-		l.forget(im.GroupConv(g))
-	}
+	return append([]*Line(nil), u.get()...)
 }
 
 func (d *Delivery) enter(g im.GroupID, l *Line) {

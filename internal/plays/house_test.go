@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ type House struct {
 	dir  string
 	args []string
 	cmd  *exec.Cmd
-	log  *bytes.Buffer
+	log  *logBook
 	exit chan error
 
 	MQTT, HTTP, Metrics string
@@ -72,6 +73,24 @@ func Open(t testing.TB, more ...string) *House {
 	return h
 }
 
+// logBook is what the server has logged; it may be read while it grows.
+type logBook struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBook) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+func (l *logBook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
 var listening = regexp.MustCompile(`(mqtt|http|metrics)=(\S+)`)
 
 // Start starts the server on the house's data directory. After the first time it
@@ -79,7 +98,7 @@ var listening = regexp.MustCompile(`(mqtt|http|metrics)=(\S+)`)
 func (h *House) Start() {
 	h.t.Helper()
 	if h.log == nil {
-		h.log = &bytes.Buffer{}
+		h.log = &logBook{}
 	}
 	addr := func(known string) string {
 		if known == "" {
