@@ -592,6 +592,47 @@ func TestAuthorityOfTheMoment(t *testing.T) {
 				return nil
 			}
 			h.wantCode(row.do(h, g), row.want)
+			if row, err := h.st.Group(ctx, g); err != nil || row.Name != "Court" || row.Dissolved {
+				t.Errorf("the group is %+v, %v", row, err)
+			}
 		})
+	}
+}
+
+// Two members bring in one each, and there is one place.
+func TestTheLastPlaceIsGivenOnce(t *testing.T) {
+	ctx := context.Background()
+	h := newHouse(t, Options{MaxGroupMembers: len(courtRoles) + 1})
+	h.people("stranger")
+	g := h.court()
+	h.must(h.st.Commit(ctx, &store.Tx{Relations: []store.Relation{
+		{User: "member", Peer: "stranger", State: store.Friends}, {User: "stranger", Peer: "member", State: store.Friends}}}))
+	h.st.onCommit = func(*store.Tx) error {
+		h.st.onCommit = nil
+		h.must(h.PutMember(ctx, "member", g, "stranger", MemberPatch{}))
+		return nil
+	}
+	h.wantCode(h.PutMember(ctx, "member2", g, "friend", MemberPatch{}), "group_full")
+}
+
+// A member leaves, or is muted, in the middle of the dissolution.
+func TestDissolvingIsNotStoppedByAConflict(t *testing.T) {
+	ctx := context.Background()
+	h := newHouse(t, Options{})
+	g := h.court()
+	commits := 0
+	h.st.onCommit = func(*store.Tx) error {
+		if commits++; commits == 2 { // the first one shuts the group
+			m, err := h.st.Store.Member(ctx, g, "member")
+			h.must(err)
+			m.MutedUntil = 5
+			h.must(h.st.Store.Commit(ctx, &store.Tx{Members: []store.Member{m}}))
+		}
+		return nil
+	}
+	h.must(h.DissolveGroup(ctx, "owner", g))
+	equal(t, "members", h.roles(g), nil)
+	if commits != 3 {
+		t.Errorf("%d commits", commits)
 	}
 }

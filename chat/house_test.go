@@ -18,13 +18,13 @@ import (
 // house is a Chat on a real store, with a courier that writes down what it gets.
 type house struct {
 	*Chat
-	t     *testing.T
+	t     testing.TB
 	st    *hookedStore
 	mail  *mail
 	clock atomic.Int64 // Unix ms
 }
 
-func newHouse(t *testing.T, o Options) *house {
+func newHouse(t testing.TB, o Options) *house {
 	t.Helper()
 	db, err := pebblestore.Open(t.TempDir(), pebblestore.Options{})
 	if err != nil {
@@ -128,7 +128,7 @@ func (h *house) wantCode(err error, want string) {
 // mail is a courier that keeps who is in which room, as delivery does, and
 // writes down what everybody gets.
 type mail struct {
-	t     *testing.T
+	t     testing.TB
 	mu    sync.Mutex
 	rooms map[im.GroupID]map[im.UserID]bool
 	heads map[im.ConvID]im.Seq
@@ -243,6 +243,7 @@ type hookedStore struct {
 	store.Store
 	onCommit  func(*store.Tx) error // before a commit; an error is its outcome
 	onRead    func(what string)     // after a row was read, before it is returned
+	late      chan func()           // if not nil: where Done calls go instead of being made
 	roleReads atomic.Int64          // Relation, Group and Member
 }
 
@@ -250,6 +251,12 @@ func (s *hookedStore) Commit(ctx context.Context, tx *store.Tx) error {
 	if s.onCommit != nil {
 		if err := s.onCommit(tx); err != nil {
 			return err
+		}
+	}
+	if s.late != nil {
+		for _, a := range tx.Entries {
+			done := a.Done
+			a.Done = func(a *store.Append) { s.late <- func() { done(a) } }
 		}
 	}
 	return s.Store.Commit(ctx, tx)
@@ -280,6 +287,9 @@ func (s *hookedStore) Member(ctx context.Context, g im.GroupID, u im.UserID) (st
 	return r, err
 }
 
+// jsonText is how messages come.
+type jsonText = json.RawMessage
+
 // envelope is what the tests read of one.
 type envelope struct {
 	Seq   im.Seq
@@ -288,7 +298,7 @@ type envelope struct {
 	Event string
 }
 
-func open(t *testing.T, msgs []json.RawMessage) []envelope {
+func open(t *testing.T, msgs []jsonText) []envelope {
 	t.Helper()
 	out := make([]envelope, len(msgs))
 	for i, m := range msgs {
@@ -299,7 +309,7 @@ func open(t *testing.T, msgs []json.RawMessage) []envelope {
 	return out
 }
 
-func seqs(t *testing.T, msgs []json.RawMessage) []im.Seq {
+func seqs(t *testing.T, msgs []jsonText) []im.Seq {
 	t.Helper()
 	out := []im.Seq{}
 	for _, e := range open(t, msgs) {

@@ -199,35 +199,36 @@ func TestALoadThatWasOvertakenKeepsNothing(t *testing.T) {
 	ctx := context.Background()
 	for _, row := range []struct {
 		sentence string
-		hold     string // the read that is held up
+		hold     string // the read that is held up: the one of what changes
+		nth      int64  // among those of its kind
 		ask      func(h *house, g im.GroupID) error
 		change   func(h *house, g im.GroupID) error
 		want     string
 	}{
-		{"a block overtakes mayDM", "relation",
+		{"a block overtakes mayDM", "relation", 2,
 			func(h *house, _ im.GroupID) error { return h.roster.mayDM(ctx, "owner", "member") },
 			func(h *house, _ im.GroupID) error { return h.Block(ctx, "member", "owner") }, "not_friends"},
-		{"an unfriend overtakes mayDM", "relation",
+		{"an unfriend overtakes mayDM", "relation", 2,
 			func(h *house, _ im.GroupID) error { return h.roster.mayDM(ctx, "owner", "member") },
 			func(h *house, _ im.GroupID) error { return h.RemoveFriend(ctx, "member", "owner") }, "not_friends"},
-		{"a kick overtakes mayGroup", "member", askMember, func(h *house, g im.GroupID) error { return h.RemoveMember(ctx, "owner", g, "member") }, "not_member"},
-		{"a mute overtakes mayGroup", "member", askMember, func(h *house, g im.GroupID) error {
+		{"a kick overtakes mayGroup", "member", 1, askMember, func(h *house, g im.GroupID) error { return h.RemoveMember(ctx, "owner", g, "member") }, "not_member"},
+		{"a mute overtakes mayGroup", "member", 1, askMember, func(h *house, g im.GroupID) error {
 			return h.PutMember(ctx, "owner", g, "member", MemberPatch{MutedUntil: ptr(h.now() + 1)})
 		}, "muted"},
-		{"muting all overtakes mayGroup", "group", askMember, func(h *house, g im.GroupID) error {
+		{"muting all overtakes mayGroup", "group", 1, askMember, func(h *house, g im.GroupID) error {
 			_, err := h.UpdateGroup(ctx, "owner", g, GroupPatch{MuteAll: ptr(true)})
 			return err
 		}, "muted"},
-		{"the end of the group overtakes mayGroup", "group", askMember, func(h *house, g im.GroupID) error { return h.DissolveGroup(ctx, "owner", g) }, "not_member"},
+		{"the end of the group overtakes mayGroup", "member", 1, askMember, func(h *house, g im.GroupID) error { return h.DissolveGroup(ctx, "owner", g) }, "not_member"},
 	} {
 		t.Run(row.sentence, func(t *testing.T) {
 			h := newHouse(t, Options{})
 			g := h.staffed()
 			h.InvalidateRelation("owner", "member") // cached when the group was made
 			read, goOn, asked := make(chan struct{}), make(chan struct{}), make(chan error)
-			var first atomic.Bool
+			var reads atomic.Int64
 			h.st.onRead = func(what string) {
-				if what == row.hold && first.CompareAndSwap(false, true) {
+				if what == row.hold && reads.Add(1) == row.nth {
 					close(read)
 					<-goOn
 				}
@@ -317,6 +318,31 @@ func TestAnEventIsOfferedAfterItActs(t *testing.T) {
 	<-seen
 	h.must(h.RemoveFriend(ctx, "owner", "member"))
 	<-seen
+}
+
+// A store may call Done later than Commit returns: the change holds from then on
+// all the same.
+func TestAChangeHoldsBeforeItsEventIsOffered(t *testing.T) {
+	ctx := context.Background()
+	h := newHouse(t, Options{})
+	g := h.staffed()
+	h.must(askMember(h, g))
+	h.must(h.roster.mayDM(ctx, "owner", "member"))
+	h.st.late = make(chan func(), 8)
+	h.must(h.RemoveMember(ctx, "owner", g, "member"))
+	h.wantCode(askMember(h, g), "not_member")
+	h.must(h.Block(ctx, "member", "owner"))
+	h.wantCode(h.roster.mayDM(ctx, "owner", "member"), "not_friends")
+	if !h.mail.inRoom(g, "member") {
+		t.Fatal("the test does not hold the events up")
+	}
+	close(h.st.late)
+	for done := range h.st.late {
+		done()
+	}
+	if h.mail.inRoom(g, "member") {
+		t.Error("still in the room")
+	}
 }
 
 type courierFunc struct {
