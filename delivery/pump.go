@@ -218,20 +218,34 @@ func (d *Delivery) markDirty(l *Line) {
 	d.dirty.Unlock()
 }
 
-// cursorFlush is how long an acknowledgement may wait before its cursor is stored.
-const cursorFlush = time.Second
+// cursorFlush is how long an acknowledgement may wait before its cursor is
+// stored. While few devices wait it is stored at every tick: it costs next to
+// nothing, and a crash then replays less.
+const (
+	cursorFlush = time.Second
+	cursorTick  = cursorFlush / 4
+	fewLines    = 2000
+)
 
 func (d *Delivery) flushCursors(ctx context.Context) {
-	tick := time.NewTicker(cursorFlush)
+	tick := time.NewTicker(cursorTick)
 	defer tick.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-tick.C:
-			d.flushOnce(ctx)
+			if n%int(cursorFlush/cursorTick) == 0 || d.dirtyLines() <= fewLines {
+				d.flushOnce(ctx)
+			}
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+func (d *Delivery) dirtyLines() int {
+	d.dirty.Lock()
+	defer d.dirty.Unlock()
+	return len(d.dirty.lines)
 }
 
 func (d *Delivery) flushOnce(ctx context.Context) {

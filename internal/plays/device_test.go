@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -466,7 +467,11 @@ func (d *Device) next(fn func(packets.Packet) bool) (g Got, err error) {
 		for i, pk := range d.got {
 			if fn(pk) {
 				g = got(pk)
-				d.got = append(d.got[:i:i], d.got[i+1:]...)
+				if i == 0 {
+					d.got = d.got[1:] // what comes in turn costs nothing, however much waits
+				} else {
+					d.got = slices.Delete(d.got, i, i+1)
+				}
 				return true
 			}
 		}
