@@ -1,4 +1,7 @@
-// Package pushgw is the room that rings phones that are away, over APNs, FCM and
-// Web Push. A push is a hint: content always comes from the log. It has no maker
-// yet: devices that are away get what they missed when they return.
+// Package pushgw rings phones that are away, over APNs, FCM and Web Push. A push
+// is a hint: content always comes from the log.
+//
+// The makers of each provider are in apns, fcm and webpush; they turn a Push into
+// the provider's request and its answer into an Outcome, and know nothing of
+// queues or retries. pushtest simulates the providers.
 package pushgw
