@@ -1,0 +1,428 @@
+package mongostore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"regexp"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/event"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
+	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
+	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/connstring"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// DefaultDatabase is used when the URI names none.
+const DefaultDatabase = "parley"
+
+// Events announces what an operator wants to count. All fields may be nil. They
+// are called from many goroutines.
+type Events struct {
+	Command      func(name string, took time.Duration, failed bool) // one round trip
+	Pool         func(open, inUse int)                              // connections, after each change
+	Committed    func(entries, bytes int, took time.Duration)       // one batch of one conversation is durable
+	CommitFailed func(err error)
+	Conflict     func()              // another writer took the seq
+	Retried      func()              // an uncertain outcome was asked for again
+	Announce     func() (end func()) // around the outcomes of one batch
+}
+
+// Options configure a Store; the zero value is sensible.
+type Options struct {
+	MaxBatch      int           // entries of one insert; default 1000
+	MaxBatchBytes int           // default 4 MiB
+	MaxPending    int           // bytes that wait before Append blocks; default 64 MiB
+	Parallel      int           // conversations written at once; default 64
+	Timeout       time.Duration // how long an outcome may stay uncertain before Unavailable; default 10 s
+	Lease         time.Duration // for how long a writer says it may write to a conversation; default 30 s
+	Skew          time.Duration // by how much the clocks of two processes may differ; default 10 s
+	Now           func() time.Time
+	Log           *slog.Logger
+	Events        Events
+}
+
+// Store is a store.Store on MongoDB. Make it with Open.
+type Store struct {
+	opt    Options
+	log    *slog.Logger
+	client *mongo.Client
+	db     *mongo.Database
+
+	users, relations, groups, members, txs *mongo.Collection
+	messages, convs, dms, reads            *mongo.Collection
+	devices, cursors, receipts             *mongo.Collection
+	tokens, secrets, retained, meta        *mongo.Collection
+
+	writers writers
+	health  health
+	secret  sync.Mutex
+	closing context.Context
+	shut    context.CancelFunc
+	closed  atomic.Bool
+	jobs    sync.WaitGroup // background work
+	pool    struct{ open, used atomic.Int64 }
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open connects to uri (a mongodb:// or mongodb+srv:// string), creates or
+// migrates the schema and starts the background work. It fails with Unavailable
+// if the server does not answer within Timeout, and with Unsupported if the
+// database was written by a later version.
+func Open(ctx context.Context, uri string, o Options) (*Store, error) {
+	setDefaults(&o)
+	s := &Store{opt: o, log: o.Log}
+	if err := s.connect(uri); err != nil {
+		return nil, err
+	}
+	s.closing, s.shut = context.WithCancel(context.Background())
+	s.writers.init(s)
+	if err := s.migrate(ctx); err != nil {
+		s.shut()
+		_ = s.client.Disconnect(context.Background())
+		return nil, err
+	}
+	s.jobs.Go(s.watch)
+	s.jobs.Go(s.housekeeping)
+	return s, nil
+}
+
+func setDefaults(o *Options) {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&o.MaxBatch, 1000)
+	def(&o.MaxBatchBytes, 4<<20)
+	def(&o.MaxPending, 64<<20)
+	def(&o.Parallel, 64)
+	if o.Timeout == 0 {
+		o.Timeout = 10 * time.Second
+	}
+	if o.Lease == 0 {
+		o.Lease = 30 * time.Second
+	}
+	if o.Skew == 0 {
+		o.Skew = 10 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// connect makes the client. What the promises rest on is set after the URI, so
+// that the URI cannot weaken it.
+func (s *Store) connect(uri string) error {
+	cs, err := connstring.ParseAndValidate(uri)
+	if err != nil {
+		return im.Refuse(im.Invalid, "store_uri", "store.uri is not a MongoDB connection string: %s", secretPart.ReplaceAllString(err.Error(), "//…@"))
+	}
+	journal := true
+	o := options.Client().ApplyURI(uri).
+		SetServerAPIOptions(options.ServerAPI(options.ServerAPIVersion1).SetStrict(true).SetDeprecationErrors(true)).
+		SetWriteConcern(&writeconcern.WriteConcern{W: writeconcern.WCMajority, Journal: &journal}).
+		SetReadConcern(readconcern.Majority()).
+		SetReadPreference(readpref.Primary()).
+		SetRetryWrites(true).SetRetryReads(true).
+		SetAppName("parley").
+		SetTimeout(s.opt.Timeout).
+		SetServerSelectionTimeout(min(s.opt.Timeout, 5*time.Second)).
+		SetMonitor(s.commandMonitor()).SetPoolMonitor(s.poolMonitor())
+	if cs.MaxPoolSize == 0 {
+		o.SetMaxPoolSize(uint64(s.opt.Parallel) + 36) // writers, and readers beside them
+	}
+	if s.client, err = mongo.Connect(o); err != nil {
+		return im.E(im.Unavailable, "mongostore.connect", err)
+	}
+	name := cs.Database
+	if name == "" {
+		name = DefaultDatabase
+	}
+	s.db = s.client.Database(name)
+	for coll, to := range s.collections() {
+		*to = s.db.Collection(coll)
+	}
+	return nil
+}
+
+// secretPart is user and password of a connection string.
+var secretPart = regexp.MustCompile(`//[^/@]*@`)
+
+func (s *Store) collections() map[string]**mongo.Collection {
+	return map[string]**mongo.Collection{
+		"users": &s.users, "relations": &s.relations, "groups": &s.groups, "members": &s.members, "txs": &s.txs,
+		"messages": &s.messages, "convs": &s.convs, "dms": &s.dms, "reads": &s.reads,
+		"devices": &s.devices, "cursors": &s.cursors, "receipts": &s.receipts,
+		"tokens": &s.tokens, "secrets": &s.secrets, "retained": &s.retained, "meta": &s.meta,
+	}
+}
+
+func (s *Store) commandMonitor() *event.CommandMonitor {
+	fn := s.opt.Events.Command
+	if fn == nil {
+		return nil
+	}
+	return &event.CommandMonitor{
+		Succeeded: func(_ context.Context, e *event.CommandSucceededEvent) { fn(e.CommandName, e.Duration, false) },
+		Failed:    func(_ context.Context, e *event.CommandFailedEvent) { fn(e.CommandName, e.Duration, true) },
+	}
+}
+
+func (s *Store) poolMonitor() *event.PoolMonitor {
+	fn := s.opt.Events.Pool
+	if fn == nil {
+		return nil
+	}
+	return &event.PoolMonitor{Event: func(e *event.PoolEvent) {
+		switch e.Type {
+		case event.ConnectionCreated:
+			s.pool.open.Add(1)
+		case event.ConnectionClosed:
+			s.pool.open.Add(-1)
+		case event.ConnectionCheckedOut:
+			s.pool.used.Add(1)
+		case event.ConnectionCheckedIn:
+			s.pool.used.Add(-1)
+		default:
+			return
+		}
+		fn(int(s.pool.open.Load()), int(s.pool.used.Load()))
+	}}
+}
+
+// Close waits for what was accepted, says which conversations it no longer
+// writes to, and disconnects.
+func (s *Store) Close() error {
+	if !s.closed.CompareAndSwap(false, true) {
+		return gone()
+	}
+	s.writers.close()
+	s.shut()
+	s.jobs.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), s.opt.Timeout)
+	defer cancel()
+	return s.client.Disconnect(ctx)
+}
+
+// abandon ends the store as a crash does: what waits is not written, nothing is
+// said to anybody else. For tests.
+func (s *Store) abandon() {
+	s.shut()
+	s.closed.Store(true)
+	s.writers.abandon()
+	_ = s.client.Disconnect(context.Background())
+	s.jobs.Wait()
+}
+
+func gone() error { return im.E(im.Gone, "mongostore", errors.New("the store is closed")) }
+
+func notFound(what string) error { return im.Refuse(im.NotFound, "", "%s not found", what) }
+
+// health is whether MongoDB takes writes.
+type health struct {
+	mu   sync.Mutex
+	down error // nil: it does
+}
+
+// Ping reports the outcome of the last writes.
+func (s *Store) Ping(context.Context) error {
+	if err := s.alive(); err != nil {
+		return err
+	}
+	s.health.mu.Lock()
+	defer s.health.mu.Unlock()
+	return s.health.down
+}
+
+// failed notes that MongoDB could not be reached in time: from now on writes are
+// refused at once, until watch finds it back.
+func (s *Store) failed(op string, err error) error {
+	err = unavailable(op, err)
+	if s.closing.Err() != nil {
+		return gone()
+	}
+	s.health.mu.Lock()
+	first := s.health.down == nil
+	s.health.down = err
+	s.health.mu.Unlock()
+	if first {
+		s.log.Error("MongoDB does not take writes: nothing is acknowledged until it does", "error", err)
+	}
+	if s.opt.Events.CommitFailed != nil {
+		s.opt.Events.CommitFailed(err)
+	}
+	return err
+}
+
+func unavailable(op string, err error) error {
+	return &im.Error{Kind: im.Unavailable, Code: "store_unavailable", Op: "mongostore." + op, Reason: "the database does not answer", Err: err}
+}
+
+// watchEvery is how often a server that is down is tried.
+const watchEvery = 250 * time.Millisecond
+
+// watch brings the store back: while it is down a small write is tried.
+func (s *Store) watch() {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.closing.Done():
+			return
+		}
+		s.health.mu.Lock()
+		down := s.health.down
+		s.health.mu.Unlock()
+		if down == nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(s.closing, time.Second)
+		_, err := s.meta.UpdateOne(ctx, bson.D{{Key: "_id", Value: "ping"}}, bson.D{{Key: "$set", Value: bson.D{{Key: "at", Value: s.opt.Now().UnixMilli()}}}}, options.UpdateOne().SetUpsert(true))
+		cancel()
+		if err != nil && !mongo.IsDuplicateKeyError(err) {
+			continue
+		}
+		s.health.mu.Lock()
+		s.health.down = nil
+		s.health.mu.Unlock()
+		s.log.Info("MongoDB takes writes again")
+	}
+}
+
+// transient says that the outcome of a write is unknown, or that it was not done
+// for a reason that passes: a lost connection, a time-out, an election.
+func transient(err error) bool {
+	if err == nil {
+		return false
+	}
+	if mongo.IsNetworkError(err) || mongo.IsTimeout(err) || errors.Is(err, mongo.ErrClientDisconnected) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	var lbl mongo.LabeledError
+	if errors.As(err, &lbl) && (lbl.HasErrorLabel("RetryableWriteError") || lbl.HasErrorLabel("TransientTransactionError")) {
+		return true
+	}
+	var se mongo.ServerError
+	if errors.As(err, &se) {
+		for _, code := range transientCodes {
+			if se.HasErrorCode(code) {
+				return true
+			}
+		}
+	}
+	var wce *mongo.WriteConcernError
+	if errors.As(err, &wce) {
+		return true
+	}
+	var we mongo.WriteException
+	if errors.As(err, &we) && we.WriteConcernError != nil && len(we.WriteErrors) == 0 {
+		return true
+	}
+	var be mongo.BulkWriteException
+	if errors.As(err, &be) && be.WriteConcernError != nil {
+		return true
+	}
+	return errors.As(err, new(topology.ServerSelectionError)) || errors.As(err, new(topology.ConnectionError))
+}
+
+// transientCodes are server errors that pass: shutdown, elections, lost primaries,
+// and a write concern that was not met in time. (MongoDB: Error Codes; the
+// retryable ones of the Retryable Writes specification and 64.)
+var transientCodes = []int{6, 7, 64, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 46, 50}
+
+// retry runs an idempotent operation until it is done, its error does not pass,
+// or Timeout is over (then Unavailable).
+func (s *Store) retry(ctx context.Context, op string, fn func(context.Context) error) error {
+	return s.retryFor(ctx, s.opt.Timeout, op, fn)
+}
+
+func (s *Store) retryFor(ctx context.Context, limit time.Duration, op string, fn func(context.Context) error) error {
+	if err := s.alive(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	stop := context.AfterFunc(s.closing, cancel)
+	defer stop()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		try, done := s.attempt(ctx)
+		err := fn(try)
+		done()
+		if err == nil || !transient(err) {
+			return wrap(op, err)
+		}
+		if s.opt.Events.Retried != nil {
+			s.opt.Events.Retried()
+		}
+		select {
+		case <-time.After(wait/2 + rand.N(wait)):
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			if s.closing.Err() != nil {
+				return gone()
+			}
+			return unavailable(op, err)
+		}
+	}
+}
+
+// attempt bounds one round trip, so that a server that took a command and fell
+// silent leaves time to ask again.
+func (s *Store) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.opt.Timeout/3)
+}
+
+func (s *Store) alive() error {
+	if s.closing.Err() != nil {
+		return gone()
+	}
+	return nil
+}
+
+// wrap gives a driver's error a kind; errors of this house pass.
+func wrap(op string, err error) error {
+	var ours *im.Error
+	if err == nil || errors.As(err, &ours) {
+		return err
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	return im.E(im.Internal, "mongostore."+op, fmt.Errorf("MongoDB: %w", err))
+}
+
+// housekeeping finishes what crashed processes left and closes idle writers.
+func (s *Store) housekeeping() {
+	tick := time.NewTicker(s.opt.Lease / 4)
+	defer tick.Stop()
+	for {
+		if err := s.finishOldTxs(s.closing); err != nil && s.closing.Err() == nil {
+			s.log.Warn("unfinished transactions not looked at, will try again", "error", err)
+		}
+		s.writers.retire(false)
+		select {
+		case <-tick.C:
+		case <-s.closing.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package mongostore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/parley-im/parley/im"
+)
+
+// schemaVersion is the version of documents and indexes that this code reads and
+// writes.
+const schemaVersion = 1
+
+// index is one that Parley needs, beside the _id of each collection.
+type index struct {
+	coll   string
+	keys   bson.D
+	unique bool
+	why    string
+}
+
+var indexes = []index{
+	{"messages", bson.D{{Key: "c", Value: 1}, {Key: "f", Value: 1}, {Key: "k", Value: 1}}, true, "a message is the same when its sender, conversation and id are: no duplicate, and outcomes can be looked up"},
+	{"members", bson.D{{Key: "g", Value: 1}}, false, "the members of a group; rows are kept with their users"},
+	{"users", bson.D{{Key: "nl", Value: 1}}, false, "users are found by the beginning of their name"},
+	{"tokens", bson.D{{Key: "u", Value: 1}}, false, "all refresh tokens of a user are dropped together"},
+	{"txs", bson.D{{Key: "at", Value: 1}}, false, "what a process left unfinished is found by its age"},
+}
+
+// shardKeys are for a sharded cluster; docs/mongodb.md has the commands.
+var shardKeys = map[string]string{
+	"messages": "c", "convs": "_id", "reads": "c",
+	"users": "_id", "relations": "u", "members": "u", "dms": "u", "devices": "u", "cursors": "u", "receipts": "u",
+	"groups": "_id", "tokens": "_id", "retained": "_id",
+}
+
+// name is the index's, as MongoDB would call it.
+func (x *index) name() string {
+	var parts []string
+	for _, k := range x.keys {
+		parts = append(parts, fmt.Sprintf("%s_%v", k.Key, k.Value))
+	}
+	return strings.Join(parts, "_")
+}
+
+type schemaDoc struct {
+	ID      string `bson:"_id"`
+	Version int    `bson:"v"`
+	Holder  string `bson:"by,omitempty"` // who migrates
+	Until   int64  `bson:"until,omitempty"`
+}
+
+// migrate brings the schema up to date. One process at a time does it, under a
+// lease; the others wait. Every step may be done again.
+func (s *Store) migrate(ctx context.Context) error {
+	me := bson.NewObjectID().Hex()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		var doc schemaDoc
+		doc, found, err := one[schemaDoc](ctx, s, "schema", s.meta, byID("schema"))
+		if err != nil {
+			return err
+		}
+		if found && doc.Version > schemaVersion {
+			return im.Refuse(im.Unsupported, "store_version", "the database %s was written by a later Parley (schema %d; this one knows %d): use that version", s.db.Name(), doc.Version, schemaVersion)
+		}
+		if found && doc.Version == schemaVersion {
+			missing, err := s.missingIndexes(ctx)
+			if err != nil || len(missing) == 0 {
+				return err
+			}
+		}
+		held, err := s.holdSchema(ctx, me, found)
+		if err != nil {
+			return err
+		}
+		if held {
+			break
+		}
+		if time.Now().After(deadline) {
+			return im.Refuse(im.Unavailable, "store_migrating", "another process has been migrating the database for a minute: see what it does, or wait")
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := s.createIndexes(ctx); err != nil {
+		return err
+	}
+	return s.retry(ctx, "schema", func(ctx context.Context) error {
+		_, err := s.meta.UpdateOne(ctx, bson.D{{Key: "_id", Value: "schema"}, {Key: "by", Value: me}},
+			bson.D{{Key: "$set", Value: bson.D{{Key: "v", Value: schemaVersion}}}, {Key: "$unset", Value: bson.D{{Key: "by", Value: ""}, {Key: "until", Value: ""}}}})
+		return err
+	})
+}
+
+// holdSchema takes the lease for the migration.
+func (s *Store) holdSchema(ctx context.Context, me string, exists bool) (held bool, err error) {
+	now := s.opt.Now().UnixMilli()
+	until := now + time.Minute.Milliseconds()
+	err = s.retry(ctx, "schema", func(ctx context.Context) error {
+		if !exists {
+			_, err := s.meta.InsertOne(ctx, schemaDoc{ID: "schema", Holder: me, Until: until})
+			if mongo.IsDuplicateKeyError(err) {
+				return nil
+			}
+			return err
+		}
+		_, err := s.meta.UpdateOne(ctx, bson.D{{Key: "_id", Value: "schema"}, {Key: "$or", Value: bson.A{bson.D{{Key: "until", Value: bson.D{{Key: "$exists", Value: false}}}}, bson.D{{Key: "until", Value: bson.D{{Key: "$lt", Value: now}}}}}}},
+			bson.D{{Key: "$set", Value: bson.D{{Key: "by", Value: me}, {Key: "until", Value: until}}}})
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	doc, _, err := one[schemaDoc](ctx, s, "schema", s.meta, byID("schema"))
+	return doc.Holder == me, err
+}
+
+func (s *Store) createIndexes(ctx context.Context) error {
+	for _, x := range indexes {
+		o := options.Index().SetName(x.name())
+		if x.unique {
+			o.SetUnique(true)
+		}
+		err := s.retryFor(ctx, 10*time.Minute, "indexes", func(ctx context.Context) error {
+			_, err := s.rowsOf(x.coll).Indexes().CreateOne(ctx, mongo.IndexModel{Keys: x.keys, Options: o})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("index %s of %s.%s: %w", x.name(), s.db.Name(), x.coll, err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) missingIndexes(ctx context.Context) (missing []index, err error) {
+	have := map[string]map[string]bool{}
+	for _, x := range indexes {
+		if have[x.coll] == nil {
+			names, err := s.indexNames(ctx, x.coll)
+			if err != nil {
+				return nil, err
+			}
+			have[x.coll] = names
+		}
+		if !have[x.coll][x.name()] {
+			missing = append(missing, x)
+		}
+	}
+	return missing, nil
+}
+
+func (s *Store) indexNames(ctx context.Context, coll string) (map[string]bool, error) {
+	names := map[string]bool{}
+	err := s.retry(ctx, "indexes", func(ctx context.Context) error {
+		specs, err := s.rowsOf(coll).Indexes().ListSpecifications(ctx)
+		var se mongo.ServerError
+		if errors.As(err, &se) && se.HasErrorCode(26) { // NamespaceNotFound: no collection, no index
+			return nil
+		}
+		for _, sp := range specs {
+			names[sp.Name] = true
+		}
+		return err
+	})
+	return names, err
+}

@@ -1,0 +1,530 @@
+package mongostore
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// writers holds a writer for each conversation that this process writes to.
+// Each has one batch in flight; many work in parallel.
+type writers struct {
+	s      *Store
+	mu     sync.Mutex
+	room   *sync.Cond // bytes fell, or closed
+	idle   *sync.Cond // busy fell to 0
+	all    map[string]*writer
+	bytes  int // of what waits
+	busy   int // writers at work
+	closed bool
+	slots  chan struct{}
+}
+
+// writer appends to one conversation. While it is at work one goroutine owns all
+// but its queue, which writers.mu guards.
+type writer struct {
+	s     *Store
+	name  string // the conversation, or what stands for it (lane)
+	conv  im.ConvID
+	queue []job
+	work  bool
+	until int64 // the lease; 0: the head is not known
+	head  im.Seq
+	ts    int64
+}
+
+// job is an append and what makes it the same when it comes again.
+type job struct {
+	*store.Append
+	key  string // set: that of a transaction's entry
+	size int
+
+	// For one batch:
+	dup  bool   // not to be inserted: Entry.Seq and TS are the original's
+	same *job   // a duplicate of an earlier one of the batch
+	tx   string // the intent of its Blank
+}
+
+func (w *writers) init(s *Store) {
+	w.s, w.all = s, make(map[string]*writer)
+	w.room, w.idle = sync.NewCond(&w.mu), sync.NewCond(&w.mu)
+	w.slots = make(chan struct{}, s.opt.Parallel)
+}
+
+// lane is where an append has its order: its conversation, or for side rows
+// alone the topic or the device.
+func lane(a *store.Append) string {
+	switch {
+	case !a.NoEntry:
+		return string(a.Entry.Conv)
+	case a.Retain != nil:
+		return "r/" + a.Retain.Topic
+	}
+	return "p/" + string(a.Entry.From) + "/" + string(a.Entry.Device)
+}
+
+// Append: a method of store.Log.
+func (s *Store) Append(as ...*store.Append) {
+	jobs := make([]job, len(as))
+	for i, a := range as {
+		jobs[i] = job{Append: a}
+	}
+	s.append(jobs)
+}
+
+func (s *Store) append(jobs []job) {
+	down := s.Ping(context.Background())
+	for i := range jobs {
+		err := down
+		if err == nil {
+			err = s.writers.push(jobs[i])
+		}
+		if err != nil {
+			jobs[i].Err = err
+			finish(jobs[i].Append)
+		}
+	}
+}
+
+func finish(a *store.Append) {
+	if a.Done != nil {
+		a.Done(a)
+	}
+}
+
+func (w *writers) push(j job) error {
+	j.size = j.Entry.Size()
+	j.Dup, j.Err = false, nil
+	name := lane(j.Append)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.bytes >= w.s.opt.MaxPending && !w.closed {
+		w.room.Wait()
+	}
+	if w.closed {
+		return gone()
+	}
+	x := w.all[name]
+	if x == nil {
+		x = &writer{s: w.s, name: name}
+		if !j.NoEntry {
+			x.conv = j.Entry.Conv
+		}
+		w.all[name] = x
+	}
+	x.queue = append(x.queue, j)
+	w.bytes += j.size
+	if !x.work {
+		x.work = true
+		w.busy++
+		go x.run()
+	}
+	return nil
+}
+
+// next takes a batch off the queue; nil when there is nothing, and then the
+// writer is at rest.
+func (x *writer) next() []job {
+	w := &x.s.writers
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, size := 0, 0
+	for n < len(x.queue) && n < x.s.opt.MaxBatch && (n == 0 || size+x.queue[n].size <= x.s.opt.MaxBatchBytes) {
+		size += x.queue[n].size
+		n++
+	}
+	if n == 0 {
+		x.work = false
+		x.queue = nil
+		w.busy--
+		if x.conv == "" || x.until == 0 {
+			delete(w.all, x.name) // it knows nothing worth keeping
+		}
+		w.idle.Broadcast()
+		return nil
+	}
+	batch := x.queue[:n:n]
+	x.queue = x.queue[n:]
+	w.bytes -= size
+	w.room.Broadcast()
+	return batch
+}
+
+func (x *writer) run() {
+	w := &x.s.writers
+	for {
+		w.slots <- struct{}{}
+		batch := x.next()
+		if batch == nil {
+			<-w.slots
+			return
+		}
+		begun := time.Now()
+		err := x.write(batch)
+		<-w.slots
+		x.tell(batch, err, begun)
+	}
+}
+
+// tell gives the outcomes back, in order.
+func (x *writer) tell(batch []job, err error, begun time.Time) {
+	ev := &x.s.opt.Events
+	if err == nil && ev.Committed != nil {
+		entries, bytes := 0, 0
+		for i := range batch {
+			if !batch[i].Dup && !batch[i].NoEntry {
+				entries++
+				bytes += batch[i].size
+			}
+		}
+		ev.Committed(entries, bytes, time.Since(begun))
+	}
+	if ev.Announce != nil {
+		defer ev.Announce()()
+	}
+	for i := range batch {
+		if err != nil {
+			batch[i].Err, batch[i].Dup = err, false
+		}
+		finish(batch[i].Append)
+	}
+}
+
+// write commits a batch, or returns why nothing of it may be acknowledged.
+func (x *writer) write(batch []job) (err error) {
+	if err := x.s.Ping(context.Background()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), x.s.opt.Timeout)
+	defer cancel()
+	stop := context.AfterFunc(x.s.closing, cancel)
+	defer stop()
+	defer func() {
+		if err != nil {
+			x.until = 0 // what stands in the log is asked for again
+			if im.Is(err, im.Unavailable) || transient(err) || ctx.Err() != nil {
+				err = x.s.failed("append", err)
+			} else {
+				err = wrap("append", err)
+				x.s.log.Error("entries not written", "conversation", x.name, "error", err)
+			}
+		}
+	}()
+	if err := x.sides(ctx, batch); err != nil {
+		return err
+	}
+	fresh := x.pick(batch)
+	if len(fresh) > 0 {
+		if err := x.lease(ctx); err != nil {
+			return err
+		}
+		if err := x.intents(ctx, fresh); err != nil {
+			return err
+		}
+		if err := x.insert(ctx, fresh); err != nil {
+			return err
+		}
+	}
+	for i := range batch {
+		if j := &batch[i]; j.same != nil {
+			j.Dup, j.Entry.Seq, j.Entry.TS = true, j.same.Entry.Seq, j.same.Entry.TS
+		}
+	}
+	return x.blank(ctx, fresh)
+}
+
+// pick gives each job its key and leaves out what need not be inserted.
+func (x *writer) pick(batch []job) (fresh []*job) {
+	var seen map[[2]string]*job
+	for i := range batch {
+		j := &batch[i]
+		if j.NoEntry || j.dup {
+			j.Dup = j.dup
+			continue
+		}
+		if j.key == "" && hasDedupe(&j.Entry) {
+			j.key = idKey(j.Entry.ID)
+		}
+		if j.key != "" {
+			name := [2]string{string(j.Entry.From), j.key}
+			if first := seen[name]; first != nil {
+				j.same = first
+				continue
+			}
+			if seen == nil {
+				seen = make(map[[2]string]*job)
+			}
+			seen[name] = j
+		}
+		fresh = append(fresh, j)
+	}
+	return fresh
+}
+
+// lease says in the conversation's document that this writer may write for a
+// while, and learns the head if it is not known: in a round trip now and then,
+// not for every batch.
+func (x *writer) lease(ctx context.Context) error {
+	now := x.s.opt.Now()
+	if x.until > 0 && now.Add(x.s.opt.Timeout).UnixMilli() < leaseEnd(x.until) {
+		return nil
+	}
+	known := x.until > 0
+	until := newLease(now.Add(x.s.opt.Lease + x.s.opt.Timeout).UnixMilli())
+	var c conversation
+	for {
+		err := x.s.retry(ctx, "lease", func(ctx context.Context) error {
+			err := x.s.convs.FindOneAndUpdate(ctx, byID(x.name), bson.D{{Key: "$max", Value: bson.D{{Key: "w", Value: until}}}},
+				options.FindOneAndUpdate().SetUpsert(true).SetReturnDocument(options.After)).Decode(&c)
+			if mongo.IsDuplicateKeyError(err) { // another writer made it at the same moment
+				return x.s.convs.FindOneAndUpdate(ctx, byID(x.name), bson.D{{Key: "$max", Value: bson.D{{Key: "w", Value: until}}}},
+					options.FindOneAndUpdate().SetReturnDocument(options.After)).Decode(&c)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if c.Until == until {
+			break
+		}
+		until = newLease(leaseEnd(c.Until) + 1)
+	}
+	if known {
+		x.until = until
+		return nil
+	}
+	if err := x.learn(ctx, &c); err != nil {
+		return err
+	}
+	if a, b := x.conv.Pair(); a != "" && x.head == 0 {
+		if err := x.s.listDM(ctx, x.conv, a, b); err != nil {
+			return err
+		}
+	}
+	x.until = until
+	return nil
+}
+
+// A lease is when it ends, Unix ms, above 20 random bits: each is one of its own,
+// so that the last to take one is known by it.
+func newLease(end int64) int64   { return end<<20 | rand.Int64N(1<<20) }
+func leaseEnd(lease int64) int64 { return lease >> 20 }
+
+// learn reads where the conversation ends.
+func (x *writer) learn(ctx context.Context, c *conversation) error {
+	m, found, err := x.s.last(ctx, x.conv)
+	if err != nil {
+		return err
+	}
+	x.head, x.ts = im.Seq(max(c.Head, c.Floor)), c.TS
+	if found && m.Seq >= int64(x.head) {
+		x.head, x.ts = im.Seq(m.Seq), m.TS
+	}
+	return nil
+}
+
+// listDM puts the conversation into the lists of its two users, before its first
+// message is there.
+func (s *Store) listDM(ctx context.Context, conv im.ConvID, a, b im.UserID) error {
+	return s.retry(ctx, "listDM", func(ctx context.Context) error {
+		for _, u := range []im.UserID{a, b} {
+			_, err := s.dms.UpdateOne(ctx, byID(string(u)+" "+string(conv)), bson.D{{Key: "$set", Value: bson.D{{Key: "u", Value: string(u)}, {Key: "c", Value: string(conv)}}}}, options.UpdateOne().SetUpsert(true))
+			if err != nil && !mongo.IsDuplicateKeyError(err) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// insert puts the jobs at head+1 and on, in order, and resolves every outcome
+// that is not plain: a seq or a key that is taken, an answer that never came.
+func (x *writer) insert(ctx context.Context, jobs []*job) error {
+	batch := bson.NewObjectID().Hex()
+	now := x.s.opt.Now().UnixMilli()
+	for i, j := range jobs {
+		if j.key == "" {
+			j.key = placeKey(batch + "." + strconv.Itoa(i))
+		}
+	}
+	first := 0 // jobs before it are committed
+	for wait := time.Millisecond; ; {
+		docs := make([]any, 0, len(jobs)-first)
+		for i, j := range jobs[first:] {
+			e := &j.Entry
+			e.Seq, e.TS = x.head+im.Seq(i)+1, max(now, x.ts)
+			docs = append(docs, newMessage(e, j.key, batch))
+		}
+		try, done := x.s.attempt(ctx)
+		_, err := x.s.messages.InsertMany(try, docs)
+		done()
+		if err == nil {
+			x.moved(jobs[len(jobs)-1])
+			return nil
+		}
+		taken, uncertain := failedAt(err)
+		switch {
+		case taken >= 0: // everything before it is in
+			if taken > 0 {
+				x.moved(jobs[first+taken-1])
+				first += taken
+			}
+		case !uncertain:
+			return err
+		}
+		if uncertain && x.s.opt.Events.Retried != nil {
+			x.s.opt.Events.Retried()
+		}
+		// What of ours is there? It stands below its key, wherever that is.
+		n, err := x.resolve(ctx, jobs[first:], docs[len(docs)-len(jobs)+first:], batch)
+		if err != nil {
+			return err
+		}
+		jobs, first = jobs[first+n:], 0
+		if len(jobs) == 0 {
+			return nil
+		}
+		if n > 0 {
+			wait = time.Millisecond
+			continue
+		}
+		// A foreign document has our seq. It may not be committed by a majority
+		// yet, so that learn does not see it: then the next try fails likewise.
+		if taken >= 0 && x.s.opt.Events.Conflict != nil {
+			x.s.opt.Events.Conflict()
+		}
+		if err := x.relearn(ctx, taken >= 0); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(rand.N(wait) + time.Microsecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		wait = min(2*wait, 50*time.Millisecond)
+	}
+}
+
+// relearn reads the head again after somebody else took our seq. After an
+// uncertain outcome the head stays: the same documents are sent to the same
+// places, so that a late first copy and the second cannot both be there.
+func (x *writer) relearn(ctx context.Context, taken bool) error {
+	if !taken {
+		return nil
+	}
+	var c conversation
+	c.Head, c.TS = int64(x.head), x.ts
+	return x.learn(ctx, &c)
+}
+
+func (x *writer) moved(j *job) { x.head, x.ts = j.Entry.Seq, j.Entry.TS }
+
+// resolve finds out for the first of jobs, one after the other, whether it is in
+// the log: written by this batch, or a duplicate. It stops at the first that is
+// not and returns how many are.
+func (x *writer) resolve(ctx context.Context, jobs []*job, docs []any, batch string) (n int, err error) {
+	for i, j := range jobs {
+		doc := docs[i].(message)
+		m, found, err := x.find(ctx, doc.From, doc.Key)
+		if err != nil || !found {
+			return n, err
+		}
+		j.Dup = m.Batch != batch
+		j.Entry.Seq, j.Entry.TS = im.Seq(m.Seq), m.TS
+		if m.Seq > int64(x.head) {
+			x.head, x.ts = im.Seq(m.Seq), m.TS
+		}
+		n++
+		if j.Dup { // the others are untried: no need to look each of them up
+			return n, nil
+		}
+	}
+	return n, nil
+}
+
+// find looks a message up by what makes it the same, among those that a majority has.
+func (x *writer) find(ctx context.Context, from, key string) (message, bool, error) {
+	return x.s.byKey(ctx, x.conv, from, key)
+}
+
+func (s *Store) byKey(ctx context.Context, conv im.ConvID, from, key string) (message, bool, error) {
+	return one[message](ctx, s, "find", s.messages, bson.D{{Key: "c", Value: string(conv)}, {Key: "f", Value: from}, {Key: "k", Value: key}},
+		options.FindOne().SetProjection(bson.D{{Key: "b", Value: 0}, {Key: "pr", Value: 0}}))
+}
+
+// failedAt reads the outcome of an ordered insert: the index of the document
+// that a unique index refused, or -1; and whether anything is uncertain.
+func failedAt(err error) (taken int, uncertain bool) {
+	var be mongo.BulkWriteException
+	if errors.As(err, &be) {
+		for _, we := range be.WriteErrors {
+			if mongo.IsDuplicateKeyError(we.WriteError) {
+				return we.Index, be.WriteConcernError != nil
+			}
+		}
+		if len(be.WriteErrors) > 0 && !transient(err) {
+			return -1, false
+		}
+		return -1, be.WriteConcernError != nil || transient(err)
+	}
+	return -1, transient(err)
+}
+
+// retire gives up the leases of writers that are at rest and whose lease is
+// nearly over, or of all of them. The conversation's document then has the head.
+func (w *writers) retire(all bool) {
+	now := w.s.opt.Now()
+	var models []mongo.WriteModel
+	w.mu.Lock()
+	for name, x := range w.all {
+		if x.work || x.until == 0 || (!all && now.Add(w.s.opt.Timeout).UnixMilli() < leaseEnd(x.until)) {
+			continue
+		}
+		delete(w.all, name)
+		models = append(models, mongo.NewUpdateOneModel().
+			SetFilter(bson.D{{Key: "_id", Value: name}, {Key: "w", Value: x.until}}).
+			SetUpdate(bson.D{{Key: "$max", Value: bson.D{{Key: "s", Value: int64(x.head)}, {Key: "t", Value: x.ts}}}, {Key: "$set", Value: bson.D{{Key: "fin", Value: x.until}}}}))
+	}
+	w.mu.Unlock()
+	for part := range chunks(models, 1000) {
+		ctx, cancel := context.WithTimeout(context.Background(), w.s.opt.Timeout)
+		_, err := w.s.convs.BulkWrite(ctx, part, options.BulkWrite().SetOrdered(false))
+		cancel()
+		if err != nil { // the head is then looked up in the messages: slower, not wrong
+			w.s.log.Warn("heads not noted", "error", err)
+			return
+		}
+	}
+}
+
+// close waits for what was accepted.
+func (w *writers) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.room.Broadcast()
+	for w.busy > 0 {
+		w.idle.Wait()
+	}
+	w.mu.Unlock()
+	if w.s.Ping(context.Background()) == nil {
+		w.retire(true)
+	}
+}
+
+func (w *writers) abandon() {
+	w.mu.Lock()
+	w.closed = true
+	w.room.Broadcast()
+	w.mu.Unlock()
+}
