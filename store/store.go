@@ -13,6 +13,7 @@ type Store interface {
 	Accounts
 	Devices
 	Retained
+	Mover
 
 	// Commit writes tx whole or not at all and returns once it is durable.
 	// Rows carry the version they were read with; if one has changed since
@@ -44,8 +45,8 @@ type Log interface {
 	//
 	// Done is called exactly once for each, from a goroutine of the store, after
 	// the commit: then Err is nil and Entry.Seq and Entry.TS are set, or Err says
-	// why nothing was written. Done calls of one conversation come in seq order,
-	// those of one call to Append in the order given. Done must not block.
+	// why nothing was written. Done calls of one conversation come in seq order;
+	// those of different conversations in any. Done must not block.
 	//
 	// Entries of one call for one conversation get increasing seqs, and calls
 	// made one after another by one goroutine keep their order.
@@ -66,6 +67,10 @@ type Log interface {
 	// Heads returns the head of each conversation, in the order asked; the zero
 	// Head for an empty one.
 	Heads(ctx context.Context, convs []im.ConvID) ([]Head, error)
+
+	// EachConversation calls fn for every conversation that has had an entry and
+	// whose id is greater than after, in their order, until it returns false.
+	EachConversation(ctx context.Context, after im.ConvID, fn func(im.ConvID) bool) error
 
 	// Trim forgets the entries of conv up to and including upTo. Seqs are never
 	// reused. Queues of the plain space are trimmed as they are acknowledged.

@@ -321,7 +321,13 @@ func each[T any, P interface {
 	*T
 	id() string
 }](ctx context.Context, s *Store, op string, coll *mongo.Collection, fn func(P) bool) error {
-	after := ""
+	return eachAfter(ctx, s, op, coll, "", fn)
+}
+
+func eachAfter[T any, P interface {
+	*T
+	id() string
+}](ctx context.Context, s *Store, op string, coll *mongo.Collection, after string, fn func(P) bool) error {
 	return s.retry(ctx, op, func(short context.Context) error {
 		// The bound of one attempt is for one round trip, not for all of them.
 		cur, err := coll.Find(short, bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: after}}}}, byIDAscending)

@@ -89,7 +89,7 @@ func (h *heads) reset() {
 	h.evicted++
 }
 
-func readHead(db *pebble.DB, conv im.ConvID) (*head, error) {
+func readHead(db pebble.Reader, conv im.ConvID) (*head, error) {
 	h := &head{conv: conv}
 	v, err := get(db, key(tConv, string(conv)))
 	if err != nil || v == nil {

@@ -56,6 +56,7 @@ func Run(t *testing.T, f Factory) {
 		{"devices, cursors and their removal", testDevices},
 		{"retained messages", testRetained},
 		{"absent things are NotFound", testAbsent},
+		{"conversations are walked in order", testEachConversation},
 		{"after Close everything is Gone", testClosed},
 		{"large bodies", testLarge},
 	} {
@@ -70,6 +71,7 @@ func Run(t *testing.T, f Factory) {
 			tt.test(t, s)
 		})
 	}
+	t.Run("everything moves to another store and back", func(t *testing.T) { testMove(t, f) })
 	if f.Reopen == nil {
 		t.Log("SKIPPED: this engine cannot be crashed here")
 		return
@@ -857,4 +859,106 @@ func testCrash(t *testing.T, f Factory) {
 			t.Errorf("of %d acknowledged entries %d survived", len(acked), n)
 		}
 	}
+}
+
+func testEachConversation(t *testing.T, s store.Store) {
+	appendAll(t, s, entry("g/b", "x", "1"), entry("g/a", "x", "1"), entry(dm, "alice", "1"), entry("u/x", "", "1"))
+	walk := func(after im.ConvID, stop int) (got []im.ConvID) {
+		must(t, s.EachConversation(ctx, after, func(c im.ConvID) bool {
+			got = append(got, c)
+			return len(got) != stop
+		}))
+		return got
+	}
+	if got := walk("", 0); !reflect.DeepEqual(got, []im.ConvID{dm, "g/a", "g/b", "u/x"}) {
+		t.Errorf("%v", got)
+	}
+	if got := walk("g/a", 1); !reflect.DeepEqual(got, []im.ConvID{"g/b"}) {
+		t.Errorf("after g/a, one: %v", got)
+	}
+}
+
+func dump(t *testing.T, s store.Store) (rs []store.Record) {
+	must(t, s.Dump(ctx, func(r store.Record) error {
+		rs = append(rs, r)
+		return nil
+	}))
+	return rs
+}
+
+// testMove fills a store with one of everything, and wants the same of a second
+// store, of what that does with it, and after loading twice.
+func testMove(t *testing.T, f Factory) {
+	from, to := f.Open(t), f.Open(t)
+	defer func() { _, _ = from.Close(), to.Close() }()
+	k := im.DeviceKey{User: "alice", Device: "phone"}
+	must(t, from.Commit(ctx, &store.Tx{
+		Users:     []store.User{{ID: "alice", Name: "Al", Password: "$argon2id$"}, {ID: "bob"}},
+		Relations: []store.Relation{{User: "alice", Peer: "bob", State: store.Friends, Remark: "b"}, {User: "bob", Peer: "alice", State: store.Friends}},
+		Groups:    []store.Group{{ID: "team", Owner: "alice", Name: "Team"}},
+		Members:   []store.Member{{Group: "team", User: "alice", Role: "owner"}, {Group: "team", User: "bob", Role: "member", Start: 1}},
+	}))
+	for i := range 30 {
+		a := entry(dm, "alice", fmt.Sprint(i))
+		a.Entry.ID = fmt.Sprint("id", i)
+		appendAll(t, from, a, entry("g/team", "bob", fmt.Sprint(i)))
+	}
+	q := im.QueueConv("alice", "phone")
+	two := entry(dm, "alice", "exactly once")
+	two.Packet = 9
+	appendAll(t, from, two, entry(q, "", "1"), entry(q, "", "2"), entry(q, "", "3"),
+		&store.Append{NoEntry: true, Packet: 10, Entry: im.Entry{From: "alice", Device: "phone"}},
+		&store.Append{NoEntry: true, Retain: &store.RetainedMessage{Topic: "t", Body: []byte("r"), QoS: 1}})
+	must(t, from.Trim(ctx, q, 3))
+	must(t, from.Trim(ctx, "g/team", 10))
+	_, err := from.PutRead(ctx, dm, "bob", 5)
+	must(t, err)
+	must(t, from.PutToken(ctx, store.Token{Hash: "h", User: "alice", Family: "f", Issued: 1, Expires: 2}))
+	_, err = from.UseToken(ctx, "h", 7)
+	must(t, err)
+	must(t, from.PutSecret(ctx, "key", []byte{1, 2, 0}))
+	must(t, from.PutDevice(ctx, store.Device{Key: k, Version: 5, Session: store.Session{Present: true, Subs: []store.Subscription{{Filter: "a/#", QoS: 1}}}}, true))
+	must(t, from.PutCursors(ctx, k, []store.Cursor{{Conv: dm, Acked: 3, Sent: 7, Ahead: []im.Seq{5, 7}, Known: true}}))
+
+	if empty, err := to.Empty(ctx); !empty || err != nil {
+		t.Fatalf("a new store is not empty: %v", err)
+	}
+	rs := dump(t, from)
+	for range 2 {
+		for i := 0; i < len(rs); i += 25 { // parts cut through conversations
+			must(t, to.Load(ctx, rs[i:min(i+25, len(rs))]))
+		}
+	}
+	if empty, err := to.Empty(ctx); empty || err != nil {
+		t.Errorf("the loaded store is empty: %v", err)
+	}
+	got := dump(t, to)
+	if len(got) != len(rs) {
+		t.Fatalf("%d records, want %d", len(got), len(rs))
+	}
+	for i := range rs {
+		if !reflect.DeepEqual(got[i], rs[i]) {
+			t.Errorf("record %d, %s: %+v, want %+v", i, rs[i].Kind(), got[i], rs[i])
+		}
+	}
+	// What was told to senders holds there too.
+	again := entry(dm, "alice", "3")
+	again.Entry.ID = "id3"
+	appendAll(t, to, again)
+	if !again.Dup || again.Entry.Seq != 4 {
+		t.Errorf("an id is not remembered: %+v", again)
+	}
+	same := entry(dm, "alice", "exactly once")
+	same.Packet = 9
+	next := entry(q, "", "4")
+	appendAll(t, to, same, next)
+	if !same.Dup || same.Entry.Seq != two.Entry.Seq {
+		t.Errorf("a receipt is not remembered: %+v", same)
+	}
+	if next.Entry.Seq != 4 {
+		t.Errorf("a trimmed conversation goes on at %d", next.Entry.Seq)
+	}
+	u, err := to.User(ctx, "alice")
+	must(t, err)
+	must(t, to.Commit(ctx, &store.Tx{Users: []store.User{u}}))
 }
