@@ -14,6 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 )
 
 // AdminFile tells the commands on this machine how to reach a running server:
@@ -116,5 +119,9 @@ func (a *App) Backup(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return fmt.Errorf("%s exists already: name a new directory", dir)
 	}
-	return a.store.Checkpoint(ctx, dir)
+	cp, ok := a.store.(store.Checkpointer)
+	if !ok {
+		return im.Refuse(im.Unsupported, "no_backup", "this store is not copied by Parley: use the tools of MongoDB, or parley export")
+	}
+	return cp.Checkpoint(ctx, dir)
 }

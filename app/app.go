@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +22,6 @@ import (
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/plain"
 	"github.com/parley-im/parley/store"
-	"github.com/parley-im/parley/store/pebblestore"
 )
 
 // Options configure an App. Config is needed.
@@ -40,7 +38,7 @@ type App struct {
 	version string
 	metrics *metrics
 
-	store    *pebblestore.Store
+	store    store.Store
 	auth     *auth.Auth
 	chat     *chat.Chat
 	delivery *delivery.Delivery
@@ -65,16 +63,6 @@ type App struct {
 // Addrs are the addresses that are listened on; "" where a listener is off.
 type Addrs struct {
 	MQTT, MQTTS, HTTP, Metrics string
-}
-
-// StoreDir is where the embedded store of a data directory is.
-func StoreDir(dataDir string) string { return filepath.Join(dataDir, "store") }
-
-// OpenStore opens the embedded store of a configuration.
-func OpenStore(cfg *configs.Config, log *slog.Logger, ev pebblestore.Events) (*pebblestore.Store, error) {
-	return pebblestore.Open(StoreDir(cfg.DataDir), pebblestore.Options{
-		CacheBytes: int64(cfg.Store.Cache), MinFree: uint64(cfg.Store.MinFree), DedupeWindow: cfg.Store.Dedupe, Log: log, Events: ev,
-	})
 }
 
 // New opens the store and the listeners and wires the rooms. It starts nothing:
@@ -110,8 +98,8 @@ func (a *App) cleanup() error {
 }
 
 func (a *App) openStore() error {
-	st, err := OpenStore(a.cfg, a.log, pebblestore.Events{
-		Committed: a.metrics.committed, CommitFailed: func(error) { a.metrics.commitFail.Inc() }, Announce: a.announce,
+	st, err := openStore(a.cfg, a.log, storeEvents{
+		committed: a.metrics.committed, failed: func(error) { a.metrics.commitFail.Inc() }, announce: a.announce, mongo: a.metrics.mongo(a.cfg.Store.Embedded()),
 	})
 	if err != nil {
 		return err
@@ -146,6 +134,16 @@ func (a *App) makeRooms() error {
 		a.plain.Retain(r)
 		return true
 	})
+}
+
+func (a *App) retention() *retain {
+	keep := map[im.ConvKind]time.Duration{}
+	for kind, d := range map[im.ConvKind]time.Duration{im.KindDM: a.cfg.Store.Retention.DM, im.KindGroup: a.cfg.Store.Retention.Group} {
+		if d > 0 {
+			keep[kind] = d
+		}
+	}
+	return &retain{st: a.store, log: a.log, now: time.Now, keep: keep}
 }
 
 // announce brackets the outcomes of one commit: each connection is written once.
@@ -344,6 +342,7 @@ func (a *App) Run(ctx context.Context) error {
 
 	living.Go(func() { _ = a.delivery.Run(rooms) })
 	living.Go(func() { _ = a.gate.Run(rooms) })
+	living.Go(func() { a.retention().run(rooms) })
 	for _, l := range a.listeners {
 		listening.Go(func() {
 			if err := l.Serve(accept, a.broker.Handle); err != nil {

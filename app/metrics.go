@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store/mongostore"
 )
 
 // metrics is what /metrics shows. Rooms announce through callbacks; nothing here
@@ -82,6 +83,33 @@ func (m *metrics) counter(name, help string, fn func() float64) {
 func (m *metrics) committed(entries, _ int, took time.Duration) {
 	m.commits.Observe(took.Seconds())
 	m.batch.Observe(float64(entries))
+}
+
+// mongo counts what the MongoDB engine announces; nothing is shown of it if
+// another engine is used.
+func (m *metrics) mongo(off bool) mongostore.Events {
+	if off {
+		return mongostore.Events{}
+	}
+	took := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "parley", Subsystem: "mongodb", Name: "command_duration_seconds", Help: "Round trips to MongoDB, by command.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}, []string{"command"})
+	failed := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "command_failures_total", Help: "Commands that failed or were not answered, by command."}, []string{"command"})
+	conflicts := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "seq_conflicts_total", Help: "Inserts that found their seq taken by another process."})
+	retries := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "retries_total", Help: "Uncertain or refused operations that were tried again."})
+	conns := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "parley", Subsystem: "mongodb", Name: "connections", Help: "Connections of the pool, by state."}, []string{"state"})
+	m.reg.MustRegister(took, failed, conflicts, retries, conns)
+	open, used := conns.WithLabelValues("open"), conns.WithLabelValues("in_use")
+	return mongostore.Events{
+		Command: func(name string, d time.Duration, bad bool) {
+			took.WithLabelValues(name).Observe(d.Seconds())
+			if bad {
+				failed.WithLabelValues(name).Inc()
+			}
+		},
+		Pool:     func(o, u int) { open.Set(float64(o)); used.Set(float64(u)) },
+		Conflict: conflicts.Inc,
+		Retried:  retries.Inc,
+	}
 }
 
 // handler serves the operator's listener.

@@ -41,7 +41,7 @@ func (c *Config) check(where map[string]string) Faults {
 		want(n >= 1 && n <= 65535, key, "it is 1 to 65535, not %d", n)
 	}
 	for key, d := range map[string]time.Duration{"mqtt.connect_timeout": c.MQTT.ConnectTimeout, "mqtt.write_timeout": c.MQTT.WriteTimeout, "auth.token_ttl": c.Auth.TokenTTL,
-		"auth.refresh_ttl": c.Auth.RefreshTTL, "sessions.forget_after": c.Sessions.ForgetAfter, "store.dedupe": c.Store.Dedupe} {
+		"auth.refresh_ttl": c.Auth.RefreshTTL, "sessions.forget_after": c.Sessions.ForgetAfter, "store.dedupe": c.Store.Dedupe, "store.timeout": c.Store.Timeout} {
 		want(d >= time.Second, key, "it is at least 1s, not %s", d)
 	}
 	want(c.MQTT.KeepAliveMax == 0 || (c.MQTT.KeepAliveMax >= time.Second && c.MQTT.KeepAliveMax <= 65535*time.Second), "mqtt.keepalive_max", "it is 0, or 1s to 65535s")
@@ -50,7 +50,11 @@ func (c *Config) check(where map[string]string) Faults {
 	want(c.Limits.RequestsPerSecond > 0, "limits.requests_per_second", "it is more than 0; limits.off switches limits off")
 	want(oneOf(c.Log.Level, "debug", "info", "warn", "error"), "log.level", "%q is not debug, info, warn or error", c.Log.Level)
 	want(oneOf(c.Log.Format, "auto", "text", "json"), "log.format", "%q is not text, json or auto", c.Log.Format)
-	want(c.Store.URI == "embedded", "store.uri", "the only store of this version is embedded")
+	want(c.Store.URI == "embedded" || strings.HasPrefix(c.Store.URI, "mongodb://") || strings.HasPrefix(c.Store.URI, "mongodb+srv://"), "store.uri", "it is embedded, or begins with mongodb:// or mongodb+srv://")
+	want(c.Store.URIFile == "" || c.Store.URI == "embedded", "store.uri_file", "store.uri is set too: leave one of them out")
+	for key, d := range map[string]time.Duration{"store.retention.dm": c.Store.Retention.DM, "store.retention.group": c.Store.Retention.Group} {
+		want(d == 0 || d >= time.Minute, key, "it is 0 for ever, or at least 1m, not %s", d)
+	}
 	c.checkTLS(fault)
 	for key, list := range map[string][]string{"mqtt.proxy_protocol": c.MQTT.ProxyProtocol, "http.trusted_proxies": c.HTTP.TrustedProxies} {
 		if _, err := Prefixes(list); err != nil {

@@ -60,11 +60,23 @@ type Metrics struct {
 
 // Store configures where everything is kept.
 type Store struct {
-	URI     string        `yaml:"uri" help:"embedded"`
-	Cache   Size          `yaml:"cache" help:"block cache of the embedded store"`
-	MinFree Size          `yaml:"min_free" help:"disk space below which nothing is accepted any more"`
-	Dedupe  time.Duration `yaml:"dedupe" help:"how long a sender's message id is remembered, at least"`
+	URI       string        `yaml:"uri" help:"embedded, or mongodb:// or mongodb+srv:// (docs/mongodb.md)"`
+	URIFile   string        `yaml:"uri_file" help:"file with the URI, instead of uri: keeps a password out of the configuration"`
+	Cache     Size          `yaml:"cache" help:"block cache of the embedded store"`
+	MinFree   Size          `yaml:"min_free" help:"disk space below which nothing is accepted any more; embedded store"`
+	Dedupe    time.Duration `yaml:"dedupe" help:"how long a sender's message id is remembered, at least"`
+	Timeout   time.Duration `yaml:"timeout" help:"how long MongoDB may take before a publish is refused"`
+	Retention Retention     `yaml:"retention"`
 }
+
+// Retention configures how long messages are kept. 0 keeps them for ever.
+type Retention struct {
+	DM    time.Duration `yaml:"dm" help:"how long messages of friends are kept; 0 for ever"`
+	Group time.Duration `yaml:"group" help:"how long messages of groups are kept; 0 for ever"`
+}
+
+// Embedded reports whether the store is the embedded one.
+func (s Store) Embedded() bool { return s.URI == "embedded" && s.URIFile == "" }
 
 // Auth configures logins.
 type Auth struct {
@@ -178,7 +190,7 @@ func Defaults() Config {
 			WriteTimeout: 30 * time.Second, KeepAliveMax: 0, ReceiveMaximum: 1024, Window: 256},
 		HTTP:     HTTP{Addr: "127.0.0.1:8080"},
 		Metrics:  Metrics{Addr: "127.0.0.1:9090"},
-		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour},
+		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second},
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},
 		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 100, Burst: 2000, BytesPerSecond: 16 << 20, Subscriptions: 100, GroupMembers: 10_000,

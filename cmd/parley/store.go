@@ -7,12 +7,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/parley-im/parley/app"
+	"github.com/parley-im/parley/configs"
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/internal/logging"
+	"github.com/parley-im/parley/store"
 	"github.com/parley-im/parley/store/pebblestore"
 )
 
@@ -21,8 +24,9 @@ func newCheckCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, and with --store the store",
-		Long:  "Reports every fault of the configuration at once, each with file and line. With --store it also reads the whole store: its format, that every conversation is dense and every entry readable. The server must be stopped for that.",
-		Args:  cobra.NoArgs,
+		Long: "Reports every fault of the configuration at once, each with file and line. With --store it also reads the whole store: its format, that every conversation is dense and every entry readable. " +
+			"The embedded store's server must be stopped for that. Of MongoDB it also reports the schema, missing indexes and whether a majority takes writes.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(cmd)
 			if err != nil {
@@ -32,7 +36,10 @@ func newCheckCmd() *cobra.Command {
 			if !withStore {
 				return nil
 			}
-			return reportStore(cmd.OutOrStdout(), app.StoreDir(cfg.DataDir))
+			if cfg.Store.Embedded() {
+				return reportStore(cmd.OutOrStdout(), app.StoreDir(cfg.DataDir))
+			}
+			return reportDatabase(cmd, cfg)
 		},
 	}
 	addConfigFlags(cmd)
@@ -50,6 +57,39 @@ func reportStore(w io.Writer, dir string) error {
 	return nil
 }
 
+// reportDatabase is reportStore for MongoDB.
+func reportDatabase(cmd *cobra.Command, cfg *configs.Config) error {
+	ctx := cmd.Context()
+	faults, err := app.Inspect(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	for _, f := range faults {
+		fmt.Fprintln(cmd.OutOrStdout(), "fault:", f)
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("the store has %s", plural(len(faults), "fault"))
+	}
+	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
+	if err != nil {
+		return err
+	}
+	sums, err := app.Survey(ctx, st)
+	if err := errors.Join(err, st.Close()); err != nil {
+		return err
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), "the store is sound:", countsOf(sums))
+	return nil
+}
+
+func countsOf(s *app.Sums) string {
+	var parts []string
+	for _, kind := range []string{"user", "device", "conversation", "entry"} {
+		parts = append(parts, plural(s.Counts[kind], kind))
+	}
+	return strings.Join(parts, ", ")
+}
+
 func newBackupCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup DIR",
@@ -64,6 +104,9 @@ func newBackupCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if !cfg.Store.Embedded() {
+				return errors.New("backup copies the embedded store; for MongoDB use its own tools, or parley export")
+			}
 			if _, err := os.Stat(dir); err == nil {
 				return fmt.Errorf("%s exists already: name a new directory", dir)
 			}
@@ -73,11 +116,15 @@ func newBackupCmd() *cobra.Command {
 					return err
 				}
 			} else {
-				st, err := app.OpenStore(cfg, logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format), pebblestore.Events{})
+				st, err := app.OpenStore(cfg, logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format))
 				if err != nil {
 					return err
 				}
-				if err := errors.Join(st.Checkpoint(ctx, dir), st.Close()); err != nil {
+				err = errors.New("this store cannot copy itself")
+				if cp, ok := st.(store.Checkpointer); ok {
+					err = cp.Checkpoint(ctx, dir)
+				}
+				if err := errors.Join(err, st.Close()); err != nil {
 					return err
 				}
 			}
@@ -97,6 +144,9 @@ func newRestoreCmd() *cobra.Command {
 			cfg, err := loadConfig(cmd)
 			if err != nil {
 				return err
+			}
+			if !cfg.Store.Embedded() {
+				return errors.New("restore is for the embedded store; for MongoDB use its own tools, or parley import")
 			}
 			to := app.StoreDir(cfg.DataDir)
 			if _, err := os.Stat(to); err == nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/parley-im/parley/auth"
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/internal/logging"
-	"github.com/parley-im/parley/store/pebblestore"
+	"github.com/parley-im/parley/store"
 )
 
 func newUserCmd() *cobra.Command {
@@ -54,7 +54,7 @@ func withAccounts(cmd *cobra.Command, fn func(ctx context.Context, acc accounts)
 	if srv, ok := findServer(ctx, cfg.DataDir); ok {
 		return fn(ctx, srv)
 	}
-	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format), pebblestore.Events{})
+	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
 	if locked(err) {
 		return fmt.Errorf("%w (a server runs there but its HTTP listener does not answer)", err)
 	}
@@ -201,7 +201,7 @@ func newUserRevokeCmd() *cobra.Command {
 
 // direct works on the store of a stopped server.
 type direct struct {
-	st *pebblestore.Store
+	st store.Store
 	a  *auth.Auth
 }
 

@@ -283,12 +283,19 @@ func (l *listener) read(d *Device, stop <-chan struct{}) {
 // TestKill9 kills the server again and again while people write, and then holds
 // history and devices against the ledger of what was acknowledged.
 func TestKill9(t *testing.T) {
+	h := killAgainAndAgain(t, *kills, 300*time.Millisecond)
+	t.Log(cli(t, h, "check", "--store"))
+}
+
+// killAgainAndAgain kills a server with further flags; what came up last has
+// settle before the writers stop.
+func killAgainAndAgain(t *testing.T, kills int, settle time.Duration, more ...string) *House {
 	if *seed == 0 {
 		*seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed %d", *seed)
 	rng := rand.New(rand.NewPCG(*seed, 1))
-	h := Open(t, "--limits.off=true", "--auth.token-ttl", "24h")
+	h := Open(t, append([]string{"--limits.off=true", "--auth.token-ttl", "24h"}, more...)...)
 	reader := h.Person("reader")
 	away := reader.Connect("away")
 	led := newLedger()
@@ -314,7 +321,7 @@ func TestKill9(t *testing.T) {
 	online := &listener{p: reader, name: "online", applied: map[string][]uint64{}}
 	wg.Go(func() { online.run(stop) })
 	begin := time.Now()
-	for k := range *kills {
+	for k := range kills {
 		time.Sleep(time.Duration(150+rng.IntN(700)) * time.Millisecond) // the moment is random on purpose
 		h.Kill()
 		h.Start()
@@ -322,16 +329,16 @@ func TestKill9(t *testing.T) {
 			fmt.Fprintf(os.Stderr, "%d kills, %d messages acknowledged\n", k+1, len(led.acked))
 		}
 	}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(settle)
 	close(stop)
 	wg.Wait()
 	if online.fault != nil {
 		t.Error(online.fault)
 	}
 	h.checkAll(t, led, reader, writers, group, online)
-	t.Logf("%d kills in %s, %d messages acknowledged", *kills, time.Since(begin).Round(time.Second), len(led.acked))
+	t.Logf("%d kills in %s, %d messages acknowledged", kills, time.Since(begin).Round(time.Second), len(led.acked))
 	h.Stop()
-	t.Log(cli(t, h, "check", "--store"))
+	return h
 }
 
 func (h *House) checkAll(t *testing.T, led *ledger, reader *Person, writers []*Person, group string, online *listener) {

@@ -38,6 +38,11 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "build the server: %v\n%s", err, out)
 			return 1
 		}
+		defer func() {
+			if mongo.srv != nil {
+				mongo.srv.Close()
+			}
+		}()
 		return m.Run()
 	}())
 }

@@ -1,0 +1,171 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/parley-im/parley/configs"
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+	"github.com/parley-im/parley/store/mongostore"
+	"github.com/parley-im/parley/store/pebblestore"
+)
+
+// StoreDir is where the embedded store of a data directory is.
+func StoreDir(dataDir string) string { return filepath.Join(dataDir, "store") }
+
+// storeEvents is what the engines announce.
+type storeEvents struct {
+	committed func(entries, bytes int, took time.Duration)
+	failed    func(error)
+	announce  func() func()
+	mongo     mongostore.Events // the rest of MongoDB's
+}
+
+// OpenStore opens the store that the configuration names.
+func OpenStore(cfg *configs.Config, log *slog.Logger) (store.Store, error) {
+	return openStore(cfg, log, storeEvents{})
+}
+
+func openStore(cfg *configs.Config, log *slog.Logger, ev storeEvents) (store.Store, error) {
+	if cfg.Store.Embedded() {
+		st, err := pebblestore.Open(StoreDir(cfg.DataDir), pebblestore.Options{
+			CacheBytes: int64(cfg.Store.Cache), MinFree: uint64(cfg.Store.MinFree), DedupeWindow: cfg.Store.Dedupe, Log: log,
+			Events: pebblestore.Events{Committed: ev.committed, CommitFailed: ev.failed, Announce: ev.announce},
+		})
+		if err != nil {
+			return nil, err
+		}
+		return st, nil
+	}
+	uri, err := storeURI(cfg)
+	if err != nil {
+		return nil, err
+	}
+	ev.mongo.Committed, ev.mongo.CommitFailed, ev.mongo.Announce = ev.committed, ev.failed, ev.announce
+	st, err := mongostore.Open(context.Background(), uri, mongostore.Options{Timeout: cfg.Store.Timeout, Log: log, Events: ev.mongo})
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// storeURI is the URI, from its file if it has one.
+func storeURI(cfg *configs.Config) (string, error) {
+	if cfg.Store.URIFile == "" {
+		return cfg.Store.URI, nil
+	}
+	b, err := os.ReadFile(cfg.Store.URIFile)
+	if err != nil {
+		return "", fmt.Errorf("store.uri_file: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// Inspect looks at the store without changing it and returns what an operator
+// should mend; nil if nothing.
+func Inspect(ctx context.Context, cfg *configs.Config) (faults []string, err error) {
+	if cfg.Store.Embedded() {
+		_, err := pebblestore.Verify(StoreDir(cfg.DataDir))
+		return nil, err
+	}
+	uri, err := storeURI(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return mongostore.Inspect(ctx, uri, mongostore.Options{Timeout: cfg.Store.Timeout})
+}
+
+// retain forgets messages that are older than the configuration wants.
+type retain struct {
+	st   store.Log
+	log  *slog.Logger
+	now  func() time.Time
+	keep map[im.ConvKind]time.Duration
+}
+
+// retainEvery is how often old messages are looked for.
+const retainEvery = time.Hour
+
+func (r *retain) run(ctx context.Context) {
+	if len(r.keep) == 0 {
+		return
+	}
+	tick := time.NewTicker(retainEvery)
+	defer tick.Stop()
+	for {
+		if n, err := r.once(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("old messages not forgotten, will try again in an hour", "error", err)
+		} else if n > 0 {
+			r.log.Info("old messages forgotten", "conversations", n)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// once trims every conversation and returns how many had something to trim.
+func (r *retain) once(ctx context.Context) (trimmed int, err error) {
+	after := im.ConvID("")
+	for {
+		var page []im.ConvID // nothing is asked of the store while it walks
+		err := r.st.EachConversation(ctx, after, func(c im.ConvID) bool {
+			after = c
+			if r.keep[c.Kind()] > 0 {
+				page = append(page, c)
+			}
+			return len(page) < 1000
+		})
+		if err != nil || len(page) == 0 {
+			return trimmed, err
+		}
+		for _, c := range page {
+			upTo, err := r.old(ctx, c, r.now().Add(-r.keep[c.Kind()]).UnixMilli())
+			if err != nil {
+				return trimmed, err
+			}
+			if upTo == 0 {
+				continue
+			}
+			if err := r.st.Trim(ctx, c, upTo); err != nil {
+				return trimmed, err
+			}
+			trimmed++
+		}
+	}
+}
+
+// old is the last entry before cutoff, 0 if there is none. Times never decrease
+// within a conversation: it is found by halving.
+func (r *retain) old(ctx context.Context, conv im.ConvID, cutoff int64) (im.Seq, error) {
+	first, err := r.st.Range(ctx, conv, 0, 1, 1)
+	if err != nil || len(first) == 0 || first[0].TS >= cutoff {
+		return 0, err
+	}
+	heads, err := r.st.Heads(ctx, []im.ConvID{conv})
+	if err != nil {
+		return 0, err
+	}
+	lo, hi := first[0].Seq, heads[0].Seq // lo is old
+	for lo < hi {
+		mid := lo + (hi-lo+1)/2
+		e, err := r.st.Entry(ctx, conv, mid)
+		if err != nil {
+			return 0, err
+		}
+		if e.TS < cutoff {
+			lo = mid
+		} else {
+			hi = mid - 1
+		}
+	}
+	return lo, nil
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/parley-im/parley/app"
+	"github.com/parley-im/parley/internal/logging"
+	"github.com/parley-im/parley/store"
+)
+
+func newExportCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "export FILE",
+		Short: "Write the whole store to a file, as JSON Lines",
+		Long: "Writes everything, from accounts to messages, to FILE (- is standard output): to move an installation between the\n" +
+			"embedded store and MongoDB, or to keep it. The servers must be stopped. FILE holds password hashes and keys:\n" +
+			"it is made readable for you alone. Its last line has counts and a hash, which parley import compares.",
+		Args: exactly(1, "name the file to write, or -"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			return withStore(cmd, func(ctx context.Context, st store.Store, progress *progress) error {
+				out := io.Writer(cmd.OutOrStdout())
+				var f *os.File
+				if args[0] != "-" {
+					if f, err = os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+						return err
+					}
+					out = f
+				}
+				sums, err := app.Export(ctx, st, out, progress.count)
+				if f != nil {
+					if err == nil {
+						err = f.Sync()
+					}
+					err = errors.Join(err, f.Close())
+				}
+				progress.end()
+				if err == nil {
+					fmt.Fprintf(os.Stderr, "exported: %s; hash %s\n", countsOf(sums), sums.Hash)
+				}
+				return err
+			})
+		},
+	}
+	addConfigFlags(cmd)
+	return cmd
+}
+
+func newImportCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Read what parley export wrote into an empty store, and compare",
+		Args:  exactly(1, "name the file to read, or -"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := cmd.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer func() { _ = f.Close() }()
+				in = f
+			}
+			return withStore(cmd, func(ctx context.Context, st store.Store, progress *progress) error {
+				sums, err := app.Import(ctx, st, in, progress.count)
+				progress.end()
+				if err == nil {
+					fmt.Fprintf(os.Stderr, "imported and compared: %s; hash %s\n", countsOf(sums), sums.Hash)
+				}
+				return err
+			})
+		},
+	}
+	addConfigFlags(cmd)
+	return cmd
+}
+
+// withStore opens the store of a stopped server.
+func withStore(cmd *cobra.Command, fn func(context.Context, store.Store, *progress) error) error {
+	cfg, err := loadConfig(cmd)
+	if err != nil {
+		return err
+	}
+	if srv, ok := findServer(cmd.Context(), cfg.DataDir); ok {
+		return fmt.Errorf("a server is running there (%s): stop it first", srv.URL)
+	}
+	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(cmd.Context(), st, &progress{shown: term.IsTerminal(int(os.Stderr.Fd()))}), st.Close())
+}
+
+// progress shows on a terminal how far it is.
+type progress struct {
+	shown bool
+	n     int
+	last  time.Time
+}
+
+func (p *progress) count(string) {
+	p.n++
+	if p.shown && p.n%1000 == 0 && time.Since(p.last) > 200*time.Millisecond {
+		p.last = time.Now()
+		fmt.Fprintf(os.Stderr, "\r%d records", p.n)
+	}
+}
+
+func (p *progress) end() {
+	if p.shown && p.n > 0 {
+		fmt.Fprint(os.Stderr, "\r\x1b[K")
+	}
+}

@@ -1,0 +1,193 @@
+package plays
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/parley-im/parley/store/mongostore/mongotest"
+)
+
+var mongo struct {
+	sync.Once
+	srv *mongotest.Server
+	err error
+}
+
+// onMongo is the flag for a store on an empty MongoDB database.
+func onMongo(t *testing.T) (srv *mongotest.Server, flag string) {
+	t.Helper()
+	mongo.Do(func() { mongo.srv, mongo.err = mongotest.Start() })
+	if mongo.err != nil {
+		t.Fatal(mongo.err)
+	}
+	if !mongo.srv.Real {
+		t.Log("on FerretDB, not on MongoDB")
+	}
+	return mongo.srv, "--store.uri=" + mongo.srv.Database(t)
+}
+
+func TestOnMongoDB(t *testing.T) {
+	_, flag := onMongo(t)
+	h := Open(t, "--limits.off=true", flag)
+	alice, bob, carol := h.Person("alice"), h.Person("bob"), h.Person("carol")
+	h.Friends(alice, bob)
+	a, b := alice.Connect("phone"), bob.Connect("phone")
+	away := bob.Connect("away")
+	away.Leave()
+
+	if ack := a.Publish("dm/bob", "hello"); ack.Code != 0 || ack.Seq != 1 {
+		t.Fatalf("PUBACK %+v", ack)
+	}
+	b.Expect("dm/alice", "hello")
+	if out := a.Send(message{topic: "dm/bob/id/1", body: "once", qos: 1}); out.Seq != 2 {
+		t.Errorf("%+v", out)
+	}
+	if out := a.Send(message{topic: "dm/bob/id/1", body: "once", qos: 1}); out.Seq != 2 {
+		t.Errorf("the same id again: %+v", out)
+	}
+	if out := a.Send(message{topic: "dm/bob", body: "twice asked", qos: 2}); out.Seq != 3 {
+		t.Errorf("QoS 2: %+v", out)
+	}
+	g := alice.Group("team", bob, carol)
+	if out := a.Publish("g/"+g, "all"); out.Code != 0 {
+		t.Errorf("to the group: %+v", out)
+	}
+	b.Await("g/" + g)
+	alice.must(200, "PUT", "/v1/conversations/dm/bob/read", map[string]any{"seq": 3}, nil)
+
+	h.Kill()
+	h.Start()
+	away = bob.Connect("away")
+	for _, body := range []string{"hello", "once", "twice asked"} {
+		if got := away.NextOf(func(pk packets.Packet) bool { return pk.TopicName == "dm/alice" }); got.Body != body {
+			t.Errorf("got %q, want %q", got.Body, body)
+		}
+	}
+	if n := len(bob.History("dm/alice")); n != 3 {
+		t.Errorf("%d messages in the history", n)
+	}
+	if n := len(bob.History("g/" + g)); n < 2 {
+		t.Errorf("%d entries in the group", n)
+	}
+	h.Stop()
+	h.checkDatabase(t, flag, "sound: 3 users")
+}
+
+// checkDatabase runs parley check --store. FerretDB is one server, which is a
+// fault that it reports.
+func (h *House) checkDatabase(t *testing.T, flag, want string) {
+	t.Helper()
+	out, err := exec.Command(binary, "check", "--store", flag, "--data-dir", h.dir).CombinedOutput()
+	if !mongo.srv.Real {
+		if err == nil || strings.Count(string(out), "fault:") != 1 || !strings.Contains(string(out), "neither a replica set") {
+			t.Errorf("check --store: %v\n%s", err, out)
+		}
+		return
+	}
+	if err != nil || !strings.Contains(string(out), want) {
+		t.Errorf("check --store: %v\n%s", err, out)
+	}
+}
+
+// TestMoving takes an installation from the embedded store to MongoDB and back.
+func TestMoving(t *testing.T) {
+	_, flag := onMongo(t)
+	h := Open(t, "--limits.off=true")
+	alice, bob := h.Person("alice"), h.Person("bob")
+	h.Friends(alice, bob)
+	a := alice.Connect("phone")
+	bob.Connect("phone").Leave()
+	for range 20 {
+		a.Publish("dm/bob", "to be moved")
+	}
+	refused, err := exec.Command(binary, "export", "-", "--data-dir", h.dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(refused), "stop it first") {
+		t.Errorf("export beside a running server: %v %s", err, refused)
+	}
+	a.Leave()
+	h.Stop()
+	file, back := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "back.jsonl")
+	first := cli(t, h, "export", file)
+	cli(t, h, "import", file, flag)
+	again, err := exec.Command(binary, "import", file, flag, "--data-dir", h.dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(again), "not empty") {
+		t.Errorf("into a full store: %v %s", err, again)
+	}
+	h.args = append(h.args, flag)
+	h.Start()
+	b := bob.Connect("phone")
+	for range 20 {
+		b.Expect("dm/alice", "to be moved")
+	}
+	b.Leave()
+	if out := alice.Connect("phone").Publish("dm/bob", "moved"); out.Seq != 21 {
+		t.Errorf("%+v", out)
+	}
+	h.Stop()
+	cli(t, h, "export", back, flag)
+	embedded := &House{t: t, dir: t.TempDir(), args: []string{"--limits.off=true"}, people: h.people}
+	out := cli(t, embedded, "import", back)
+	if !strings.Contains(first, "exported: 2 users") || !strings.Contains(out, "imported and compared: 2 users") {
+		t.Errorf("%s%s", first, out)
+	}
+}
+
+// TestMongoDBGoesAway: publishes are not acknowledged, readiness says why, and all
+// comes back by itself.
+func TestMongoDBGoesAway(t *testing.T) {
+	srv, err := mongotest.Start() // its own: it goes down
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(srv.Close)
+	h := Open(t, "--limits.off=true", "--store.timeout=2s", "--store.uri="+srv.Database(t))
+	alice, bob := h.Person("alice"), h.Person("bob")
+	h.Friends(alice, bob)
+	a, b := alice.Connect("phone"), bob.Connect("phone")
+	a.Publish("dm/bob", "before")
+	b.Expect("dm/alice", "before")
+	ready := func() (int, string) {
+		status, body, err := (&Person{h: &House{t: t, HTTP: h.Metrics}}).call("GET", "/readyz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return status, string(body)
+	}
+	srv.Proxy.Down()
+	a.Post(message{topic: "dm/bob/id/x", body: "during", qos: 1, id: 7})
+	if code := a.Gone(); code != 0x88 && code != 0x89 {
+		t.Errorf("DISCONNECT 0x%02x", code)
+	}
+	if status, body := ready(); status != 503 || !strings.Contains(body, "database") {
+		t.Errorf("/readyz: %d %s", status, body)
+	}
+	srv.Proxy.Up()
+	deadline := time.Now().Add(patience)
+	for {
+		if status, _ := ready(); status == 200 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not ready again")
+		}
+		time.Sleep(20 * time.Millisecond) // a poll of the condition
+	}
+	a = alice.Connect("phone")
+	if out := a.Send(message{topic: "dm/bob/id/x", body: "during", qos: 1}); out.Code != 0 || out.Seq != 2 {
+		t.Errorf("%+v", out)
+	}
+	b.Expect("dm/alice", "during")
+}
+
+// TestKill9OnMongoDB is TestKill9 with the messages in MongoDB.
+func TestKill9OnMongoDB(t *testing.T) {
+	_, flag := onMongo(t)
+	h := killAgainAndAgain(t, 2, 2*time.Second, flag)
+	h.checkDatabase(t, flag, "the store is sound")
+}
