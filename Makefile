@@ -6,7 +6,7 @@ DATA      ?= data
 # Tests that need a tool fail without it in CI and say so loudly elsewhere.
 TESTTIME  ?= 18m
 
-.PHONY: run build test lint setup bench crash fuzz clean
+.PHONY: run build test lint setup bench bench-store crash fuzz clean
 
 run: build ## build and start Parley with its data in ./data
 	./bin/parley serve --data-dir $(DATA)
@@ -21,12 +21,16 @@ lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt these files:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	cd tools/ferret && $(GO) vet ./...
 
 setup: ## what the tests need besides Go
 	@sh tools/setup.sh
 
 bench: build ## compare with stock mochi-mqtt in one interleaved run
 	$(GO) run ./internal/load/compare -parley bin/parley -out bench.json
+
+bench-store: ## compare the engines; PARLEY_TEST_MONGODB_URI names a MongoDB, without it FerretDB stands in
+	$(GO) test ./store/pebblestore ./store/mongostore -run '^$$' -bench 'BenchmarkStore' -benchtime $${BENCHTIME:-500x}
 
 crash: build ## hundreds of kill -9 under load, with a ledger of what was acknowledged
 	$(GO) test ./internal/plays -run TestKill9 -kills 200 -timeout 60m -v

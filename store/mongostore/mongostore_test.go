@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/parley-im/parley/store"
 	"github.com/parley-im/parley/store/mongostore/mongotest"
@@ -43,4 +44,12 @@ func TestContract(t *testing.T) {
 			return s
 		},
 	})
+}
+
+func BenchmarkStore(b *testing.B) {
+	conversations := 10_000
+	if !server.Real {
+		conversations = 100 // FerretDB looks through all documents for each of them
+	}
+	storetest.Bench(b, conversations, func(b testing.TB) store.Store { return open(b, server.Database(b), Options{Timeout: time.Minute}) })
 }

@@ -34,13 +34,6 @@ var indexes = []index{
 	{"txs", bson.D{{Key: "at", Value: 1}}, false, "what a process left unfinished is found by its age"},
 }
 
-// shardKeys are for a sharded cluster; docs/mongodb.md has the commands.
-var shardKeys = map[string]string{
-	"messages": "c", "convs": "_id", "reads": "c",
-	"users": "_id", "relations": "u", "members": "u", "dms": "u", "devices": "u", "cursors": "u", "receipts": "u",
-	"groups": "_id", "tokens": "_id", "retained": "_id",
-}
-
 // name is the index's, as MongoDB would call it.
 func (x *index) name() string {
 	var parts []string

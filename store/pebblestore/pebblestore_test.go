@@ -57,7 +57,7 @@ func TestContractAfterPowerLoss(t *testing.T) {
 }
 
 func BenchmarkStore(b *testing.B) {
-	storetest.Bench(b, func(b testing.TB) store.Store { return open(b, b.TempDir(), Options{}) })
+	storetest.Bench(b, 10_000, func(b testing.TB) store.Store { return open(b, b.TempDir(), Options{}) })
 }
 
 // TestPowerLoss pulls the plug at many moments. The control shows that the test

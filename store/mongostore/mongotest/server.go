@@ -148,7 +148,8 @@ func (s *Server) Close() {
 	s.stop()
 }
 
-// Database returns the URI of an empty database, which is dropped after the test.
+// Database returns the URI of an empty database. On a real MongoDB it is dropped
+// after the test; FerretDB's go with its directory.
 func (s *Server) Database(t testing.TB) string {
 	t.Helper()
 	s.mu.Lock()
@@ -157,6 +158,9 @@ func (s *Server) Database(t testing.TB) string {
 	s.mu.Unlock()
 	u := *s.uri
 	u.Path = "/" + name
+	if !s.Real {
+		return u.String()
+	}
 	t.Cleanup(func() {
 		c, err := mongo.Connect(options.Client().ApplyURI(u.String()))
 		if err != nil {

@@ -1,0 +1,111 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+	"github.com/parley-im/parley/store/pebblestore"
+)
+
+func openTest(t *testing.T, now func() time.Time) *pebblestore.Store {
+	t.Helper()
+	st, err := pebblestore.Open(t.TempDir(), pebblestore.Options{Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	return st
+}
+
+func put(t *testing.T, st store.Store, conv im.ConvID, n int) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Add(1)
+		st.Append(&store.Append{Entry: im.Entry{Conv: conv, From: "alice", Body: fmt.Append(nil, i)}, Done: func(a *store.Append) {
+			if a.Err != nil {
+				t.Error(a.Err)
+			}
+			wg.Done()
+		}})
+	}
+	wg.Wait()
+}
+
+func TestRetention(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	st := openTest(t, func() time.Time { return now })
+	dm, group, account := im.DM("alice", "bob"), im.GroupConv("team"), im.AccountConv("alice")
+	for day := range 10 {
+		put(t, st, dm, 3)
+		put(t, st, group, 2)
+		put(t, st, account, 1)
+		if day == 0 {
+			put(t, st, im.DM("alice", "carol"), 5) // all of it is old
+		}
+		now = now.Add(24 * time.Hour)
+	}
+	r := &retain{st: st, log: slog.New(slog.DiscardHandler), now: func() time.Time { return now }, keep: map[im.ConvKind]time.Duration{im.KindDM: 4 * 24 * time.Hour}}
+	n, err := r.once(t.Context())
+	if err != nil || n != 2 {
+		t.Fatalf("%d conversations trimmed, %v", n, err)
+	}
+	for conv, want := range map[im.ConvID][2]im.Seq{dm: {19, 30}, group: {1, 20}, account: {1, 10}, im.DM("alice", "carol"): {0, 5}} {
+		es, err := st.Range(t.Context(), conv, 0, 1000, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := im.Seq(0)
+		if len(es) > 0 {
+			first = es[0].Seq
+		}
+		heads, _ := st.Heads(t.Context(), []im.ConvID{conv})
+		if first != want[0] || heads[0].Seq != want[1] {
+			t.Errorf("%s is %d to %d, want %d to %d", conv, first, heads[0].Seq, want[0], want[1])
+		}
+	}
+	if n, err := r.once(t.Context()); n != 0 || err != nil {
+		t.Errorf("again: %d %v", n, err)
+	}
+}
+
+func TestDamagedExports(t *testing.T) {
+	from := openTest(t, time.Now)
+	put(t, from, im.DM("alice", "bob"), 20)
+	var file bytes.Buffer
+	if _, err := Export(t.Context(), from, &file, nil); err != nil {
+		t.Fatal(err)
+	}
+	whole := file.String()
+	lines := strings.SplitAfter(whole, "\n")
+	for why, tt := range map[string]struct{ file, want string }{
+		"nothing":         {"", "line 1: the file ends too early"},
+		"something else":  {"{\"a\":1}\n", "line 1: this is not an export"},
+		"another format":  {strings.Replace(whole, `{"parley_export":1}`, `{"parley_export":9}`, 1), "format 9"},
+		"cut":             {strings.Join(lines[:10], ""), "line 11: the file ends too early"},
+		"a line lost":     {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "the file is damaged"},
+		"a body changed":  {strings.Replace(whole, `"Body":"NQ=="`, `"Body":"Ng=="`, 1), "the file is damaged"},
+		"no JSON":         {lines[0] + "{\n", "line 2: "},
+		"an unknown kind": {lines[0] + "{\"future\":{}}\n", "line 2: a record that this version does not know"},
+	} {
+		_, err := Import(context.Background(), openTest(t, time.Now), strings.NewReader(tt.file), nil)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", why, err, tt.want)
+		}
+	}
+	to := openTest(t, time.Now)
+	if _, err := Import(context.Background(), to, strings.NewReader(whole), nil); err != nil {
+		t.Error(err)
+	}
+	if sums, err := Survey(t.Context(), to); err != nil || sums.Counts["entry"] != 20 {
+		t.Errorf("%+v %v", sums, err)
+	}
+}
