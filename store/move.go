@@ -40,6 +40,7 @@ type Record struct {
 	Read         *ConvRead        `json:"read,omitempty"`
 	Cursor       *DeviceCursor    `json:"cursor,omitempty"`
 	Receipt      *DeviceReceipt   `json:"receipt,omitempty"`
+	Note         *Note            `json:"note,omitempty"`
 }
 
 // Secret is a named secret.
@@ -104,6 +105,8 @@ func (r *Record) Kind() string {
 		return "cursor"
 	case r.Receipt != nil:
 		return "receipt"
+	case r.Note != nil:
+		return "note"
 	}
 	return ""
 }

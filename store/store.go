@@ -13,6 +13,7 @@ type Store interface {
 	Accounts
 	Devices
 	Retained
+	Notes
 	Mover
 
 	// Commit writes tx whole or not at all and returns once it is durable.
@@ -351,6 +352,25 @@ type RetainedMessage struct {
 	Flags   im.Flags
 	TS      int64 // Unix ms of the publication
 	Expires int64 // Unix ms; 0 never
+}
+
+// Notes keeps small rows of rooms, whose form the store need not know. A key is
+// the room's name, a slash and what the room likes.
+type Notes interface {
+	// Note returns the value of key, NotFound if there is none.
+	Note(ctx context.Context, key string) ([]byte, error)
+	// EachNote calls fn for every note whose key begins with prefix, by key, until
+	// it returns false. fn must not call the store.
+	EachNote(ctx context.Context, prefix string, fn func(Note) bool) error
+	// PutNotes writes notes in the order given: a crash keeps the first of them.
+	// Visible at once; durable on return if sync, else soon.
+	PutNotes(ctx context.Context, notes []Note, sync bool) error
+}
+
+// Note is a row of Notes; a nil Value removes it.
+type Note struct {
+	Key   string
+	Value []byte
 }
 
 // Checkpointer is met by engines that can copy themselves while in use.

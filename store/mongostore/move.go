@@ -95,6 +95,11 @@ func (s *Store) Dump(ctx context.Context, fn func(store.Record) error) error {
 			})
 		},
 	}
+	steps = append(steps, func() error {
+		return each(ctx, s, "Dump", s.notes, func(n *secret) bool {
+			return give(store.Record{Note: &store.Note{Key: n.ID, Value: n.Value}})
+		})
+	})
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -227,6 +232,8 @@ func (s *Store) Load(ctx context.Context, rs []store.Record) error {
 				return err
 			}
 			put(s.receipts, doc)
+		case r.Note != nil:
+			put(s.notes, secret{ID: r.Note.Key, Value: r.Note.Value})
 		default:
 			return im.Refuse(im.Invalid, "record", "a record that this version does not know")
 		}

@@ -524,3 +524,41 @@ func (s *Store) PutSecret(ctx context.Context, name string, value []byte) error 
 		return err
 	})
 }
+
+// Note: a method of store.Notes.
+func (s *Store) Note(ctx context.Context, key string) ([]byte, error) {
+	n, found, err := one[secret](ctx, s, "Note", s.notes, byID(key))
+	if err == nil && !found {
+		err = notFound("note")
+	}
+	return n.Value, err
+}
+
+// EachNote: a method of store.Notes.
+func (s *Store) EachNote(ctx context.Context, prefix string, fn func(store.Note) bool) error {
+	return eachAfter(ctx, s, "EachNote", s.notes, prefix, func(n *secret) bool {
+		return strings.HasPrefix(n.ID, prefix) && fn(store.Note{Key: n.ID, Value: n.Value})
+	})
+}
+
+// PutNotes: a method of store.Notes. They are always durable on return.
+func (s *Store) PutNotes(ctx context.Context, notes []store.Note, _ bool) error {
+	models := make([]mongo.WriteModel, len(notes))
+	for i, n := range notes {
+		if n.Value == nil {
+			models[i] = mongo.NewDeleteOneModel().SetFilter(byID(n.Key))
+		} else {
+			models[i] = mongo.NewReplaceOneModel().SetFilter(byID(n.Key)).SetReplacement(secret{ID: n.Key, Value: n.Value}).SetUpsert(true)
+		}
+	}
+	for part := range chunks(models, 1000) {
+		err := s.retry(ctx, "PutNotes", func(ctx context.Context) error {
+			_, err := s.notes.BulkWrite(ctx, part)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -29,6 +29,7 @@ const (
 	tCursor   = 0x1A // user, 0, device, 0, conv → row
 	tRetained = 0x1B // topic → row
 	tSecret   = 0x1C // name → value
+	tNote     = 0x1D // key → value
 )
 
 // key joins a table and strings, each but the last ended by 0. No id holds a 0.

@@ -77,6 +77,9 @@ func (s *Store) Dump(ctx context.Context, fn func(store.Record) error) error {
 			rc.Conv = im.ConvID(r.b)
 			return store.Record{Receipt: &store.DeviceReceipt{Key: im.DeviceKey{User: im.UserID(p[0]), Device: im.DeviceID(p[1])}, Receipt: rc}}, nil
 		}),
+		d.table(tNote, func(k, v []byte) (store.Record, error) {
+			return store.Record{Note: &store.Note{Key: string(k[1:]), Value: bytes.Clone(v)}}, nil
+		}),
 	)
 }
 
@@ -215,6 +218,9 @@ func (x *loader) put(r *store.Record) error {
 	case r.Receipt != nil:
 		rc := r.Receipt
 		return b.Set(receiptKey(rc.Key, rc.Packet), append(pair(uint64(rc.Seq), uint64(rc.TS)), rc.Conv...), nil)
+	}
+	if n := r.Note; n != nil {
+		return b.Set(key(tNote, n.Key), n.Value, nil)
 	}
 	return im.Refuse(im.Invalid, "record", "a record that this version does not know")
 }

@@ -639,3 +639,50 @@ func (s *Store) PutSecret(_ context.Context, name string, value []byte) error {
 	defer s.secrets.Unlock()
 	return s.write(func(b *pebble.Batch) error { return b.Set(key(tSecret, name), value, nil) })
 }
+
+// Note: a method of store.Notes.
+func (s *Store) Note(ctx context.Context, k string) (v []byte, err error) {
+	err = s.view(ctx, func(db *pebble.DB) error {
+		v, err = get(db, key(tNote, k))
+		if err == nil && v == nil {
+			err = notFound("note")
+		}
+		return err
+	})
+	return v, err
+}
+
+// EachNote: a method of store.Notes.
+func (s *Store) EachNote(ctx context.Context, below string, fn func(store.Note) bool) error {
+	return s.view(ctx, func(db *pebble.DB) error {
+		return scan(db, key(tNote, below), func(k, v []byte) bool { return fn(store.Note{Key: string(k[1:]), Value: bytes.Clone(v)}) })
+	})
+}
+
+// PutNotes: a method of store.Notes. They are one batch: all of them or none.
+func (s *Store) PutNotes(ctx context.Context, notes []store.Note, sync bool) error {
+	put := func(b *pebble.Batch) error {
+		for _, n := range notes {
+			k := key(tNote, n.Key)
+			if n.Value == nil {
+				if err := b.Delete(k, nil); err != nil {
+					return err
+				}
+			} else if err := b.Set(k, n.Value, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if sync {
+		return s.write(put)
+	}
+	return s.view(ctx, func(db *pebble.DB) error {
+		b := db.NewBatch()
+		defer func() { _ = b.Close() }()
+		if err := put(b); err != nil || b.Empty() {
+			return err
+		}
+		return db.Apply(b, pebble.NoSync)
+	})
+}

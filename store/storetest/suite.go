@@ -56,6 +56,7 @@ func Run(t *testing.T, f Factory) {
 		{"devices, cursors and their removal", testDevices},
 		{"retained messages", testRetained},
 		{"absent things are NotFound", testAbsent},
+		{"notes are kept by key", testNotes},
 		{"conversations are walked in order", testEachConversation},
 		{"after Close everything is Gone", testClosed},
 		{"large bodies", testLarge},
@@ -920,6 +921,7 @@ func testMove(t *testing.T, f Factory) {
 	must(t, from.PutDevice(ctx, store.Device{Key: k, Version: 5, Session: store.Session{Present: true, Subs: []store.Subscription{{Filter: "a/#", QoS: 1}}}}, true))
 	must(t, from.PutCursors(ctx, k, []store.Cursor{{Conv: dm, Acked: 3, Sent: 7, Ahead: []im.Seq{5, 7}, Known: true}}))
 
+	must(t, from.PutNotes(ctx, []store.Note{{Key: "room/a", Value: []byte{0, 1}}}, true))
 	if empty, err := to.Empty(ctx); !empty || err != nil {
 		t.Fatalf("a new store is not empty: %v", err)
 	}
@@ -961,4 +963,24 @@ func testMove(t *testing.T, f Factory) {
 	u, err := to.User(ctx, "alice")
 	must(t, err)
 	must(t, to.Commit(ctx, &store.Tx{Users: []store.User{u}}))
+}
+
+func testNotes(t *testing.T, s store.Store) {
+	must(t, s.PutNotes(ctx, []store.Note{{Key: "room/b", Value: []byte("1")}, {Key: "room/a", Value: []byte("2")}, {Key: "rooms/c", Value: []byte("3")}, {Key: "room/b", Value: []byte("4")}}, true))
+	must(t, s.PutNotes(ctx, []store.Note{{Key: "room/d", Value: []byte{}}, {Key: "room/a", Value: nil}}, false))
+	v, err := s.Note(ctx, "room/b")
+	if must(t, err); string(v) != "4" {
+		t.Errorf("%q", v)
+	}
+	_, err = s.Note(ctx, "room/a")
+	wantKind(t, err, im.NotFound, "a removed note")
+	var got []string
+	must(t, s.EachNote(ctx, "room/", func(n store.Note) bool {
+		got = append(got, n.Key+"="+string(n.Value))
+		return true
+	}))
+	if !reflect.DeepEqual(got, []string{"room/b=4", "room/d="}) {
+		t.Errorf("%q", got)
+	}
+	must(t, s.PutNotes(ctx, nil, true))
 }
