@@ -36,7 +36,7 @@ crash: build ## hundreds of kill -9 under load, with a ledger of what was acknow
 	$(GO) test ./internal/plays -run TestKill9 -kills 200 -timeout 60m -v
 
 fuzz: ## each fuzz target for a while
-	@for p in im broker store/pebblestore; do \
+	@for p in im broker store/pebblestore pushgw/webpush; do \
 	  for f in $$($(GO) test ./$$p -list '^Fuzz' | grep ^Fuzz); do echo "$$p $$f"; $(GO) test ./$$p -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} || exit 1; done; done
 
 clean:

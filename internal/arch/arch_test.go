@@ -20,6 +20,7 @@ var floors = map[string]int{
 	"configs": 1, "store": 1, "client": 1,
 	"chat": 2, "delivery": 2, "plain": 2, "auth": 2, "pushgw": 2,
 	"broker": 3, "bridge": 3, "httpapi": 3, "web": 3, "store/pebblestore": 3, "store/mongostore": 3,
+	"pushgw/apns": 3, "pushgw/fcm": 3, "pushgw/webpush": 3, "pushgw/pushtest": 3,
 	"hooks":      4,
 	"app":        5,
 	"cmd/parley": 6,
@@ -29,19 +30,22 @@ var floors = map[string]int{
 
 // hidden says which rooms may touch a foreign thing; everybody else has to ask them.
 var hidden = map[string][]string{
-	"github.com/cockroachdb/pebble":       {"store/pebblestore"},
-	"go.mongodb.org/mongo-driver":         {"store/mongostore"},
-	"github.com/mochi-mqtt/server":        {"broker", "hooks", "internal/load/stockmochi"},
-	"github.com/gorilla/websocket":        {"broker"},
-	"github.com/pires/go-proxyproto":      {"broker"},
-	"github.com/danielgtaylor/huma":       {"httpapi"},
-	"github.com/golang-jwt/jwt":           {"auth"},
-	"golang.org/x/crypto/argon2":          {"auth"},
-	"github.com/eclipse/paho.golang":      {"client", "bridge"},
-	"github.com/prometheus/client_golang": {"app"},
-	"github.com/spf13/cobra":              {"cmd/parley"},
-	"github.com/goccy/go-yaml":            {"configs"},
-	"github.com/lmittmann/tint":           {"internal/logging"},
+	"github.com/cockroachdb/pebble":         {"store/pebblestore"},
+	"go.mongodb.org/mongo-driver":           {"store/mongostore"},
+	"github.com/mochi-mqtt/server":          {"broker", "hooks", "internal/load/stockmochi"},
+	"github.com/gorilla/websocket":          {"broker"},
+	"github.com/pires/go-proxyproto":        {"broker"},
+	"github.com/danielgtaylor/huma":         {"httpapi"},
+	"github.com/golang-jwt/jwt":             {"auth", "pushgw/apns", "pushgw/webpush", "pushgw/pushtest"},
+	"github.com/sideshow/apns2":             {"pushgw/apns"},
+	"golang.org/x/oauth2":                   {"pushgw/fcm"},
+	"github.com/SherClockHolmes/webpush-go": {"pushgw/webpush"},
+	"golang.org/x/crypto/argon2":            {"auth"},
+	"github.com/eclipse/paho.golang":        {"client", "bridge"},
+	"github.com/prometheus/client_golang":   {"app"},
+	"github.com/spf13/cobra":                {"cmd/parley"},
+	"github.com/goccy/go-yaml":              {"configs"},
+	"github.com/lmittmann/tint":             {"internal/logging"},
 }
 
 type pkg struct {
