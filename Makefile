@@ -26,7 +26,8 @@ setup: ## what the tests need besides Go
 	@sh tools/setup.sh
 
 bench: build ## compare with stock mochi-mqtt in one interleaved run
-	$(GO) run ./internal/load/compare -parley bin/parley -out bench.json
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/stockmochi ./internal/load/stockmochi
+	./bin/parley bench suite --rounds 5 --target self --target mochi=exec:bin/stockmochi,plain,lenient --baseline mochi --json bench.json
 
 crash: build ## hundreds of kill -9 under load, with a ledger of what was acknowledged
 	$(GO) test ./internal/plays -run TestKill9 -kills 200 -timeout 60m -v
