@@ -38,7 +38,8 @@ type conn struct {
 	v5      bool
 	present bool // the server had a session
 
-	read, written atomic.Int64 // bytes
+	arrived       time.Duration // when what is in the buffer was read, on the clock of now
+	read, written atomic.Int64  // bytes
 }
 
 // login is what a CONNECT says.
@@ -46,17 +47,21 @@ type login struct {
 	client, user, password string
 	clean                  bool
 	v5                     bool
+	small                  bool // one of thousands: it gets a small buffer
 }
 
 // sessionExpiry is what an MQTT 5 session asks for, in seconds.
 const sessionExpiry = 3600
 
-// countingReader counts what a connection reads.
+// countingReader counts what a connection reads, and notes when: what comes in one
+// read has arrived together, and looking at the clock for each packet costs more
+// than parsing it.
 type countingReader struct{ c *conn }
 
 func (r countingReader) Read(b []byte) (int, error) {
 	n, err := r.c.nc.Read(b)
 	r.c.read.Add(int64(n))
+	r.c.arrived = now()
 	return n, err
 }
 
@@ -76,7 +81,11 @@ func (t *Target) dial(ctx context.Context, l login) (*conn, error) {
 	}
 	l.v5 = l.v5 || t.V5
 	c := &conn{nc: nc, v5: l.v5}
-	c.in = bufio.NewReaderSize(countingReader{c}, 4<<10)
+	size := 16 << 10
+	if l.small {
+		size = 1 << 10
+	}
+	c.in = bufio.NewReaderSize(countingReader{c}, size)
 	// The caller's end must not wait for a server that does not answer.
 	defer context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })()
 	if err := c.handshake(l); err != nil {

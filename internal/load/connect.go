@@ -103,6 +103,7 @@ func (c Connect) one(ctx context.Context, t *Target, n int64, run uint32, l *lat
 	if err != nil {
 		return err
 	}
+	login.small = true
 	begin := now()
 	cn, err := t.dial(ctx, login)
 	if err != nil {

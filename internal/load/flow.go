@@ -399,7 +399,7 @@ func (x *flowRun) flush(s *stream) bool {
 // readAcks reads what the sender gets. Its own acknowledgements of events are
 // written apart from what the driver collects.
 func (x *flowRun) readAcks(s *stream) {
-	fresh := int64(0)
+	var took []time.Duration // of this burst
 	for {
 		first, body, err := s.sender.next()
 		if err != nil {
@@ -420,8 +420,7 @@ func (x *flowRun) readAcks(s *stream) {
 				return
 			}
 			if due := s.due[id-1].Swap(0); due != 0 {
-				x.ack.add(s.who, now()-time.Duration(due))
-				fresh++
+				took = append(took, s.sender.arrived-time.Duration(due))
 			}
 		case publish:
 			d, err := parsePublish(first, body, s.sender.v5)
@@ -437,10 +436,11 @@ func (x *flowRun) readAcks(s *stream) {
 			}
 		}
 		if s.sender.idle() {
-			s.acked.Add(fresh)
-			x.p.add(fresh)
-			fresh = 0
+			s.acked.Add(int64(len(took)))
 			s.notify()
+			x.p.add(int64(len(took)))
+			x.ack.add(s.who, took...)
+			took = took[:0]
 		}
 	}
 }
@@ -456,6 +456,7 @@ func refused(what string) error { return &refusedError{what} }
 
 func (x *flowRun) readDeliveries(s *stream, r *receiver) {
 	fresh := int64(0)
+	var took []time.Duration // of this burst
 	for {
 		first, body, err := r.conn.next()
 		if err != nil {
@@ -477,7 +478,7 @@ func (x *flowRun) readDeliveries(s *stream, r *receiver) {
 			before := r.check.got
 			r.check.see(h.n)
 			fresh += r.check.got - before
-			x.deliver.add(r.who, now()-h.at)
+			took = append(took, r.conn.arrived-h.at)
 		}
 		if r.conn.idle() {
 			if err := r.conn.flush(); err != nil {
@@ -487,6 +488,8 @@ func (x *flowRun) readDeliveries(s *stream, r *receiver) {
 			s.delivered.Add(fresh)
 			fresh = 0
 			s.notify()
+			x.deliver.add(r.who, took...)
+			took = took[:0]
 		}
 	}
 }

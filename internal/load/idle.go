@@ -46,6 +46,7 @@ func (d Idle) Run(ctx context.Context, t *Target, p *Progress) (r Result, err er
 	one := func(ctx context.Context, i int) error {
 		user := users[i/d.perUser()]
 		l, err := t.asToken(ctx, user, fmt.Sprintf("idle%d", i%d.perUser()), true)
+		l.small = true
 		if err == nil {
 			conns[i], err = t.receive(ctx, l, fmt.Sprintf("bench/%s/%d", user, i))
 		}

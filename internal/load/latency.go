@@ -32,16 +32,17 @@ type latencies [16]struct {
 	_ [40]byte // a cache line each
 }
 
-// add records d; who spreads the callers.
-func (l *latencies) add(who int, d time.Duration) {
+// add records durations; who spreads the callers.
+func (l *latencies) add(who int, ds ...time.Duration) {
 	s := &l[who%len(l)]
-	v := min(max(int64(d), shortest), longest)
 	s.Lock()
+	defer s.Unlock()
 	if s.h == nil {
 		s.h = hdrhistogram.New(shortest, longest, digits)
 	}
-	_ = s.h.RecordValue(v) // v is within the range
-	s.Unlock()
+	for _, d := range ds {
+		_ = s.h.RecordValue(min(max(int64(d), shortest), longest)) // it is within the range
+	}
 }
 
 // summary is what was recorded so far; nil if nothing was.

@@ -59,6 +59,7 @@ func (s Storm) Prepare(ctx context.Context, t *Target, p *Progress) error {
 func (s Storm) login(ctx context.Context, t *Target, i int) (login, string, error) {
 	user := t.user("d", i/s.perUser())
 	l, err := t.asToken(ctx, user, fmt.Sprintf("storm%d", i%s.perUser()), false)
+	l.small = true
 	return l, user, err
 }
 
