@@ -85,7 +85,7 @@ func (c Connect) Run(ctx context.Context, t *Target, p *Progress) (r Result, err
 		return nil
 	})
 	took, after := now()-begin, t.usage()
-	r.over(took.Seconds(), done.Load())
+	r.over(took.Seconds(), done.Load(), connections)
 	r.CPU = perMessage(after.cpu-before.cpu, done.Load())
 	r.Connack = l.summary()
 	if r.Interrupted = ctx.Err() != nil; r.Interrupted {

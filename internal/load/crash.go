@@ -119,7 +119,7 @@ func (c Crash) Run(ctx context.Context, t *Target, p *Progress) (r Result, err e
 			x.mu.note(&x.mu.Lost, "pair %d: the device has everything up to seq %d, but %d was acknowledged", i, followers[i].applied, l.seqs[n-1])
 		}
 	}
-	r.over(took.Seconds(), acked)
+	r.over(took.Seconds(), acked, messages)
 	r.Seed, r.Restart, r.Interrupted = c.Seed, restart.summary(), r.Kills < c.Kills
 	r.Faults, r.Notes = x.mu.Faults, x.mu.notes
 	return r, errors.Join(err, x.mu.err)

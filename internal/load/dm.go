@@ -70,7 +70,7 @@ func (d DM) Run(ctx context.Context, t *Target, p *Progress) (r Result, err erro
 		return r, err
 	}
 	m, err := d.drive(ctx, t, p, streams, &r)
-	r.over(m.took.Seconds(), m.acked)
+	r.over(m.took.Seconds(), m.acked, messages)
 	r.CPU = perMessage(m.cpu, m.acked)
 	return r, err
 }

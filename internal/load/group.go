@@ -101,7 +101,7 @@ func (g Group) Run(ctx context.Context, t *Target, p *Progress) (r Result, err e
 		return r, err
 	}
 	m, err := g.drive(ctx, t, p, []*stream{s}, &r)
-	r.over(m.took.Seconds(), m.delivered)
+	r.over(m.took.Seconds(), m.delivered, deliveries)
 	r.CPU = perMessage(m.cpu, m.delivered)
 	return r, err
 }

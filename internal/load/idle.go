@@ -85,7 +85,7 @@ func (d Idle) Run(ctx context.Context, t *Target, p *Progress) (r Result, err er
 	}
 	took, after := now()-begin, t.usage()
 	heavier, err := t.memory(ctx)
-	r.over(took.Seconds(), n)
+	r.over(took.Seconds(), n, connections)
 	r.CPU = perMessage(after.cpu-before.cpu, n)
 	r.KB = float64(heavier-weight) / 1024 / float64(n)
 	return r, err

@@ -74,7 +74,7 @@ func (r Replay) Run(ctx context.Context, t *Target, p *Progress) (res Result, er
 		return nil
 	})
 	took, after := now()-begin, t.usage()
-	res.over(took.Seconds(), got.Load())
+	res.over(took.Seconds(), got.Load(), deliveries)
 	res.CPU = perMessage(after.cpu-before.cpu, got.Load())
 	res.Caught = caught.summary()
 	return res, err

@@ -11,7 +11,7 @@ import (
 
 // row is one figure of a report.
 type row struct {
-	what, unit string
+	what, unit string // a %s in what is what was counted
 	of         func(Result) float64
 }
 
@@ -50,8 +50,8 @@ func wireRow(what string, of func(*Bytes) float64) row {
 var rows = slices.Concat(
 	[]row{
 		{"rate", "/s", func(r Result) float64 { return r.Rate }},
-		{"messages", "", func(r Result) float64 { return float64(r.Messages) }},
-		{"server CPU per message", "µs", func(r Result) float64 { return r.CPU }},
+		{"%s", "", func(r Result) float64 { return float64(r.Messages) }},
+		{"server CPU for each", "µs", func(r Result) float64 { return r.CPU }},
 	},
 	latencyRows("connack", func(r Result) *Latency { return r.Connack }),
 	latencyRows("first message", func(r Result) *Latency { return r.First }),
@@ -112,7 +112,11 @@ func Report(w io.Writer, rs []Result, baseline string) error {
 		if !slices.ContainsFunc(rs, func(r Result) bool { return row.of(r) != 0 }) {
 			continue
 		}
-		fmt.Fprintf(tw, "  %s\t", strings.TrimSpace(row.what))
+		what := row.what
+		if strings.Contains(what, "%s") {
+			what = fmt.Sprintf(what, rs[0].Of)
+		}
+		fmt.Fprintf(tw, "  %s\t", what)
 		base := median(by[baseline], row.of)
 		for _, t := range targets {
 			v := median(by[t], row.of)

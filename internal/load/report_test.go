@@ -37,14 +37,14 @@ func TestParseSpec(t *testing.T) {
 
 func TestReport(t *testing.T) {
 	rs := []Result{
-		{Scenario: "dm", Target: "a", Rate: 1000, Ack: &Latency{P50: 1}},
+		{Scenario: "dm", Target: "a", Messages: 7, Of: "deliveries", Rate: 1000, Ack: &Latency{P50: 1}},
 		{Scenario: "dm", Target: "b", Rate: 3000, Ack: &Latency{P50: 4}, Faults: Faults{Lost: 2}, Notes: []string{"seq 5 is not there"}},
 		{Scenario: "dm", Target: "a", Rate: 2000, Ack: &Latency{P50: 2}},
 		{Scenario: "dm", Target: "b", Rate: 5000, Ack: &Latency{P50: 4}, Interrupted: true},
 		{Scenario: "dm", Target: "a", Rate: 12345.6, Ack: &Latency{P50: 3}},
 	}
 	for baseline, want := range map[string][]string{
-		"":  {"dm, median of 3 rounds", "to a", "2,000 /s", "4,000 /s", "2.00×", "a: lost 0, duplicated 0, out of order 0\n", "b: lost 2, duplicated 0, out of order 0; interrupted", "seq 5 is not there"},
+		"":  {"dm, median of 3 rounds", "to a", "  deliveries  ", "2,000 /s", "4,000 /s", "2.00×", "a: lost 0, duplicated 0, out of order 0\n", "b: lost 2, duplicated 0, out of order 0; interrupted", "seq 5 is not there"},
 		"b": {"to b", "0.50×"},
 	} {
 		var b strings.Builder

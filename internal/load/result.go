@@ -7,9 +7,10 @@ type Result struct {
 	Target      string  `json:"target"`
 	Round       int     `json:"round"`
 	Seconds     float64 `json:"seconds"`
-	Messages    int64   `json:"messages"` // acknowledged, or delivered where that is what counts, or connections
-	Rate        float64 `json:"rate"`     // of Messages, per second
-	CPU         float64 `json:"cpu_us,omitempty"`
+	Messages    int64   `json:"messages"`              // what was counted
+	Of          string  `json:"of"`                    // what that is: messages (acknowledged), deliveries or connections
+	Rate        float64 `json:"rate"`                  // of Messages, per second
+	CPU         float64 `json:"cpu_us,omitempty"`      // of the server for each of Messages, microseconds; Linux counts it in steps of 10 ms
 	Interrupted bool    `json:"interrupted,omitempty"` // ended before its time
 
 	Ack     *Latency `json:"ack,omitempty"`       // of PUBACK, from when the message was due
@@ -40,9 +41,17 @@ type Bytes struct {
 	Connack float64 `json:"connack"`
 }
 
-func (r *Result) over(seconds float64, messages int64) {
-	r.Seconds, r.Messages = seconds, messages
+// What is counted.
+const (
+	messages    = "messages"
+	deliveries  = "deliveries"
+	connections = "connections"
+)
+
+// over says that n of something took so long.
+func (r *Result) over(seconds float64, n int64, of string) {
+	r.Seconds, r.Messages, r.Of = seconds, n, of
 	if seconds > 0 {
-		r.Rate = float64(messages) / seconds
+		r.Rate = float64(n) / seconds
 	}
 }

@@ -169,6 +169,10 @@ func TestARunningServer(t *testing.T) {
 	if code != 0 || len(rs) != 1 || rs[0].Any() {
 		t.Errorf("with a token: %d %s", code, said)
 	}
+	where = where[:len(where)-2] // its memory is also in its metrics
+	if code, rs, said := bench(t, append(where, "idle", "--connections", "30", "--per-user", "10")...); code != 0 || len(rs) != 1 || rs[0].Messages != 27 || rs[0].CPU != 0 {
+		t.Errorf("idle without its process: %d %s", code, said)
+	}
 	// Its limits do not allow this, and that is what it says.
 	if code, _, said := bench(t, append(where, "dm", "--pairs", "1", "--window", "100", "--messages", "5000")...); code != 1 || !strings.Contains(said, "limits") {
 		t.Errorf("over the limits: %d %s", code, said)

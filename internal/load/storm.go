@@ -113,7 +113,7 @@ func (s Storm) Run(ctx context.Context, t *Target, p *Progress) (r Result, err e
 		r.add(check.faults(1))
 		return err
 	})
-	r.over(took.Seconds(), connected.Load())
+	r.over(took.Seconds(), connected.Load(), connections)
 	r.CPU = perMessage(cpu, connected.Load())
 	r.Connack, r.First = connack.summary(), first.summary()
 	if r.Interrupted = ctx.Err() != nil; r.Interrupted {

@@ -66,7 +66,7 @@ func (w Wire) Run(ctx context.Context, t *Target, p *Progress) (r Result, err er
 		r.Bytes.Publish, r.Bytes.Ack = (at.Publish-zero.Publish)/k, (at.Ack-zero.Ack)/k
 		r.Bytes.Deliver, r.Bytes.Answer = (at.Deliver-zero.Deliver)/k, (at.Answer-zero.Answer)/k
 	}
-	r.Seconds, r.Messages = (now() - begin).Seconds(), int64(w.Messages) // one by one: a rate would say little
+	r.Seconds, r.Messages, r.Of = (now() - begin).Seconds(), int64(w.Messages), messages // one by one: a rate would say little
 	r.Faults = check.faults(int64(w.Messages + 1))
 	return r, nil
 }
