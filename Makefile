@@ -27,7 +27,8 @@ setup: ## what the tests need besides Go
 	@sh tools/setup.sh
 
 bench: build ## compare with stock mochi-mqtt in one interleaved run
-	$(GO) run ./internal/load/compare -parley bin/parley -out bench.json
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/stockmochi ./internal/load/stockmochi
+	./bin/parley bench suite --rounds 5 --target self --target mochi=exec:bin/stockmochi,plain,lenient --baseline mochi --json bench.json
 
 bench-store: ## compare the engines; PARLEY_TEST_MONGODB_URI names a MongoDB, without it FerretDB stands in
 	$(GO) test ./store/pebblestore ./store/mongostore -run '^$$' -bench 'BenchmarkStore' -benchtime $${BENCHTIME:-500x}

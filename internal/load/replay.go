@@ -1,145 +1,110 @@
 package load
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Replay stores Messages for each of Receivers that are away, lets all return at
-// once and times until everything has arrived.
+// Replay stores Missed messages for each of Devices that are away, lets all return
+// at once and times until everything has arrived.
 type Replay struct {
-	Receivers, Messages, Payload int
+	Devices, Missed, Payload int
 }
 
-// Run runs it against t; Messages of the result are deliveries after the return.
-func (r Replay) Run(t *Target) (Result, error) {
-	var users []string
-	var friends [][2]string
-	for i := range r.Receivers {
-		s, to := pairName(i)
-		users = append(users, s, to)
-		friends = append(friends, [2]string{s, to})
-	}
-	if err := t.ensure(users...); err != nil {
-		return Result{}, err
-	}
-	if !t.plain() {
-		if err := t.befriend(friends); err != nil {
-			return Result{}, err
+// String names the scenario with its parameters.
+func (r Replay) String() string {
+	return fmt.Sprintf("replay, %d devices, %d messages missed by each, %d bytes", r.Devices, r.Missed, max(r.Payload, minPayload))
+}
+
+// Prepare makes the accounts and friendships.
+func (r Replay) Prepare(ctx context.Context, t *Target, p *Progress) error {
+	return t.preparePairs(ctx, p, r.Devices)
+}
+
+// Run runs it against t; its messages are deliveries after the return.
+func (r Replay) Run(ctx context.Context, t *Target, p *Progress) (res Result, err error) {
+	run := newRun()
+	// The devices of each run are its own, so that only its messages wait.
+	device := fmt.Sprintf("replay-%x", run)
+	p.begin("leaving", r.Devices)
+	err = parallel(ctx, 8, r.Devices, func(ctx context.Context, i int) error {
+		defer p.step()
+		_, to := t.pairUsers(i)
+		c, err := t.receive(ctx, t.as(to, device, false), t.dm(to))
+		if err == nil {
+			c.farewell()
 		}
+		return err
+	})
+	if err != nil {
+		return res, err
 	}
-	// A device of its own for each run, so that only this run's messages wait.
-	device := fmt.Sprintf("replay%d", time.Now().UnixNano())
-	topic := func(i int) string {
-		_, to := pairName(i)
-		if t.plain() {
-			return "replay/" + to
-		}
-		return "dm/" + to
+	p.begin("storing", r.Devices)
+	err = parallel(ctx, 8, r.Devices, func(ctx context.Context, i int) error {
+		defer p.step()
+		from, to := t.pairUsers(i)
+		return t.fill(ctx, from, t.dm(to), run, r.Missed, r.Payload)
+	})
+	if err != nil {
+		return res, err
 	}
-	err := parallel(8, r.Receivers, func(i int) error {
-		_, to := pairName(i)
-		c, _, err := dial(t.MQTT, t.as(to, device, false))
+	var caught latencies
+	var mu sync.Mutex
+	var got atomic.Int64
+	p.begin("replaying", r.Devices*r.Missed)
+	before, begin := t.usage(), now()
+	err = parallel(ctx, r.Devices, r.Devices, func(ctx context.Context, i int) error {
+		_, to := t.pairUsers(i)
+		check, err := t.catchUp(ctx, t.as(to, device, false), t.dm(to), run, int64(r.Missed), p)
 		if err != nil {
 			return err
 		}
-		if t.plain() {
-			if err := c.subscribe(topic(i)); err != nil {
-				return err
-			}
+		if check.got == int64(r.Missed) {
+			caught.add(i, now()-begin)
 		}
-		c.leave()
+		got.Add(check.got)
+		mu.Lock()
+		defer mu.Unlock()
+		res.add(check.faults(int64(r.Missed)))
 		return nil
 	})
-	if err != nil {
-		return Result{}, err
-	}
-	if err := parallel(8, r.Receivers, func(i int) error { return r.fill(t, i, topic(i)) }); err != nil {
-		return Result{}, err
-	}
-	var disorder, dup, got atomic.Int64
-	before, begin := t.usage(), time.Now()
-	err = parallel(r.Receivers, r.Receivers, func(i int) error {
-		_, to := pairName(i)
-		c, _, err := dial(t.MQTT, t.as(to, device, false))
-		if err != nil {
-			return err
-		}
-		defer c.leave()
-		_ = c.nc.SetReadDeadline(time.Now().Add(30 * time.Second))
-		seen, last := map[int64]bool{}, int64(0)
-		for len(seen) < r.Messages {
-			first, body, err := c.read()
-			if err != nil {
-				return fmt.Errorf("receiver %d after %d messages: %w", i, len(seen), err)
-			}
-			if first>>4 != publish {
-				continue
-			}
-			_, id, payload, err := parsePublish(first, body)
-			if err != nil {
-				return err
-			}
-			c.ack(id)
-			if n, _, ok := header(payload); ok {
-				if seen[n] {
-					dup.Add(1)
-				} else {
-					got.Add(1)
-				}
-				if n < last {
-					disorder.Add(1)
-				}
-				seen[n], last = true, n
-			}
-			if c.idle() {
-				if err := c.flush(); err != nil {
-					return err
-				}
-			}
-		}
-		return c.flush()
-	})
-	took, after := time.Since(begin), t.usage()
-	if err != nil {
-		return Result{}, err
-	}
-	n := got.Load()
-	return Result{
-		Scenario: fmt.Sprintf("replay, %d devices, %d messages each", r.Receivers, r.Messages), Target: t.Name, Seconds: took.Seconds(), Messages: n,
-		Rate: float64(n) / took.Seconds(), CPU: perMessage(after.cpu-before.cpu, n), Lost: int64(r.Receivers*r.Messages) - n, Duplicate: dup.Load(), Disorder: disorder.Load(),
-	}, nil
+	took, after := now()-begin, t.usage()
+	res.over(took.Seconds(), got.Load(), deliveries)
+	res.CPU = perMessage(after.cpu-before.cpu, got.Load())
+	res.Caught = caught.summary()
+	return res, err
 }
 
-// fill publishes the messages of one receiver.
-func (r Replay) fill(t *Target, i int, topic string) error {
-	s, _ := pairName(i)
-	c, _, err := dial(t.MQTT, t.as(s, "filler", true))
+// fill publishes n messages of from to topic and returns when all are acknowledged.
+func (t *Target) fill(ctx context.Context, from, topic string, run uint32, n, size int) error {
+	c, err := t.dial(ctx, t.as(from, "filler", true))
 	if err != nil {
 		return err
 	}
 	defer c.leave()
-	payload := make([]byte, max(r.Payload, 16))
-	for k := range payload {
-		payload[k] = 'a'
-	}
-	acked := 0
-	for n := 1; n <= r.Messages; n++ {
-		putHeader(payload, int64(n), time.Now().UnixNano())
-		c.publish(topic, uint16(n), payload)
-		if n%20 != 0 && n != r.Messages {
-			continue
+	defer context.AfterFunc(ctx, c.close)()
+	payload := newPayload(size)
+	const window = 20
+	for acked, sent := 0, 0; acked < n; {
+		for sent < min(acked+window, n) {
+			sent++
+			header{run: run, n: int64(sent), at: now()}.put(payload)
+			c.publish(topic, uint16(sent%65535+1), payload)
 		}
 		if err := c.flush(); err != nil {
 			return err
 		}
-		for acked < n {
-			first, _, err := c.read()
+		for first := true; first || !c.idle(); first = false {
+			ok, err := c.acknowledged()
 			if err != nil {
 				return err
 			}
-			if first>>4 == puback {
+			if ok {
 				acked++
 			}
 		}
@@ -147,75 +112,86 @@ func (r Replay) fill(t *Target, i int, topic string) error {
 	return nil
 }
 
-// Idle holds connections open that do nothing, and weighs the server.
-type Idle struct{ Connections int }
-
-const idlePerUser = 500
-
-func (d Idle) users() (users []string) {
-	for i := range (d.Connections + idlePerUser - 1) / idlePerUser {
-		users = append(users, fmt.Sprintf("load-idle%d", i))
-	}
-	return users
-}
-
-// Prepare makes the accounts and logs them in, on a server that is restarted
-// before Run: what hashing passwords needs of memory must not be weighed.
-func (d Idle) Prepare(t *Target) error {
-	if err := t.ensure(d.users()...); err != nil || t.plain() {
-		return err
-	}
-	for _, u := range d.users() {
-		if _, err := t.token(u); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Run runs it against t.
-func (d Idle) Run(t *Target) (Result, error) {
-	const perUser = idlePerUser
-	users := d.users()
-	conns := make([]*conn, d.Connections)
-	dialOne := func(i int) (err error) {
-		l := t.as(users[i/perUser], fmt.Sprintf("idle%d", i%perUser), true)
-		if !t.plain() {
-			if l.password, err = t.token(l.user); err != nil {
-				return err
-			}
-		}
-		conns[i], _, err = dial(t.MQTT, l)
-		if err == nil && t.plain() {
-			err = conns[i].subscribe(fmt.Sprintf("idle/%d", i))
-		}
-		return err
-	}
-	if err := parallel(2, len(users), func(i int) error { return dialOne(i * perUser) }); err != nil {
-		return Result{}, err
-	}
-	defer func() {
-		for _, c := range conns {
-			if c != nil {
-				c.close()
-			}
-		}
-	}()
-	before, begin := t.usage(), time.Now()
-	n := 0
-	err := parallel(16, d.Connections, func(i int) error {
-		if i%perUser == 0 {
-			return nil
-		}
-		return dialOne(i)
-	})
+// acknowledged reads one packet and reports whether it was a PUBACK. A refusal is
+// an error; other publishes are answered.
+func (c *conn) acknowledged() (bool, error) {
+	first, body, err := c.next()
 	if err != nil {
-		return Result{}, err
+		return false, err
 	}
-	n = d.Connections - len(users)
-	took, after := time.Since(begin), t.usage()
-	return Result{
-		Scenario: fmt.Sprintf("%d idle connections", d.Connections), Target: t.Name, Seconds: took.Seconds(), Messages: int64(n), Rate: float64(n) / took.Seconds(),
-		CPU: perMessage(after.cpu-before.cpu, int64(n)), KB: float64(after.rss-before.rss) / 1024 / float64(n),
-	}, nil
+	switch first >> 4 {
+	case puback:
+		_, code, _, err := ackOf(body, c.v5)
+		if err == nil && code >= 0x80 {
+			err = refused(fmt.Sprintf("PUBACK with code 0x%02x", code))
+		}
+		return true, err
+	case publish:
+		d, err := parsePublish(first, body, c.v5)
+		if err == nil && string(d.topic) == "error" {
+			err = refused(string(d.payload))
+		}
+		if err == nil && d.id != 0 {
+			c.answer(d.id)
+		}
+		return false, err
+	}
+	return false, nil
+}
+
+// catchUp connects a device and reads until it has n messages of the run, or until
+// nothing comes any more.
+func (t *Target) catchUp(ctx context.Context, l login, topic string, run uint32, n int64, p *Progress) (check checker, err error) {
+	c, err := t.receive(ctx, l, topic)
+	if err != nil {
+		return check, err
+	}
+	defer c.leave()
+	defer context.AfterFunc(ctx, c.close)()
+	told := int64(0)
+	for check.got < n {
+		if c.idle() {
+			if err := c.flush(); err != nil {
+				return check, err
+			}
+			p.add(check.got - told)
+			told = check.got
+			_ = c.nc.SetReadDeadline(time.Now().Add(settle))
+		}
+		d, err := c.delivery()
+		if isTimeout(err) {
+			break // the rest is lost
+		}
+		if err != nil {
+			return check, fmt.Errorf("after %d messages: %w", check.got, err)
+		}
+		if h, ok := readHeader(d.payload); ok && h.run == run {
+			check.see(h.n)
+		}
+	}
+	p.add(check.got - told)
+	return check, c.flush()
+}
+
+// delivery reads up to the next PUBLISH and collects the answer to it.
+func (c *conn) delivery() (delivery, error) {
+	for {
+		first, body, err := c.next()
+		if err != nil {
+			return delivery{}, err
+		}
+		if first>>4 != publish {
+			continue
+		}
+		d, err := parsePublish(first, body, c.v5)
+		if err == nil && d.id != 0 {
+			c.ack(d.id)
+		}
+		return d, err
+	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }

@@ -1,58 +1,57 @@
 package load
 
-import (
-	"math/bits"
-	"sync/atomic"
-	"time"
+// Result is what one run of a scenario measured. Zero or nil is what the scenario
+// does not measure.
+type Result struct {
+	Scenario    string  `json:"scenario"`
+	Target      string  `json:"target"`
+	Round       int     `json:"round"`
+	Seconds     float64 `json:"seconds"`
+	Messages    int64   `json:"messages"`              // what was counted
+	Of          string  `json:"of"`                    // what that is: messages (acknowledged), deliveries or connections
+	Rate        float64 `json:"rate"`                  // of Messages, per second
+	CPU         float64 `json:"cpu_us,omitempty"`      // of the server for each of Messages, microseconds; Linux counts it in steps of 10 ms
+	Interrupted bool    `json:"interrupted,omitempty"` // ended before its time
+
+	Ack     *Latency `json:"ack,omitempty"`       // of PUBACK, from when the message was due
+	Deliver *Latency `json:"deliver,omitempty"`   // of the delivery, from when the message was due
+	Late    *Latency `json:"late,omitempty"`      // how late the tool itself sent: more than the figures around it, and it is the tool that was measured
+	Connack *Latency `json:"connack,omitempty"`   // from when the connection was due to CONNACK
+	First   *Latency `json:"first,omitempty"`     // from when all return to the first message of a device
+	Caught  *Latency `json:"caught_up,omitempty"` // from when all return to the last message of a device
+	Restart *Latency `json:"restart,omitempty"`   // from starting the killed server to its being ready
+
+	KB    float64 `json:"kb_per_connection,omitempty"`
+	Bytes *Bytes  `json:"bytes,omitempty"`
+	Kills int     `json:"kills,omitempty"`
+	Seed  uint64  `json:"seed,omitempty"`
+
+	Faults
+	Notes []string `json:"notes,omitempty"` // the first faults in words
+}
+
+// Bytes is the number of bytes above TCP per message, or per connection for the
+// last two.
+type Bytes struct {
+	Publish float64 `json:"publish"` // PUBLISH of the sender
+	Ack     float64 `json:"ack"`     // the server's answer to it
+	Deliver float64 `json:"deliver"` // PUBLISH to the receiver
+	Answer  float64 `json:"answer"`  // the receiver's answer to it
+	Connect float64 `json:"connect"`
+	Connack float64 `json:"connack"`
+}
+
+// What is counted.
+const (
+	messages    = "messages"
+	deliveries  = "deliveries"
+	connections = "connections"
 )
 
-// Result is what one run of a scenario measured.
-type Result struct {
-	Scenario   string  `json:"scenario"`
-	Target     string  `json:"target"`
-	Seconds    float64 `json:"seconds"`
-	Messages   int64   `json:"messages"` // published, or delivered where that is what counts
-	Rate       float64 `json:"rate"`     // of Messages, per second
-	CPU        float64 `json:"cpu_us"`   // of the server per message, microseconds
-	AckP50     float64 `json:"ack_p50_ms,omitempty"`
-	AckP99     float64 `json:"ack_p99_ms,omitempty"`
-	DeliverP50 float64 `json:"deliver_p50_ms,omitempty"`
-	DeliverP99 float64 `json:"deliver_p99_ms,omitempty"`
-	Lost       int64   `json:"lost"`
-	Duplicate  int64   `json:"duplicate"`
-	Disorder   int64   `json:"out_of_order"`
-	KB         float64 `json:"kb_per_connection,omitempty"`
-}
-
-// histogram counts durations in buckets of about 3 % width; any goroutine may add.
-type histogram struct{ n [64 * 32]atomic.Int64 }
-
-func (h *histogram) add(d time.Duration) {
-	v := uint64(max(d, 1))
-	e := bits.Len64(v)
-	sub := uint64(0)
-	if e > 6 {
-		sub = v >> (e - 6) & 31
+// over says that n of something took so long.
+func (r *Result) over(seconds float64, n int64, of string) {
+	r.Seconds, r.Messages, r.Of = seconds, n, of
+	if seconds > 0 {
+		r.Rate = float64(n) / seconds
 	}
-	h.n[e*32+int(sub)].Add(1)
-}
-
-// at returns the quantile in milliseconds.
-func (h *histogram) at(q float64) float64 {
-	total := int64(0)
-	for i := range h.n {
-		total += h.n[i].Load()
-	}
-	left := int64(float64(total) * q)
-	for i := range h.n {
-		if left -= h.n[i].Load(); left < 0 {
-			e, sub := i/32, uint64(i%32)
-			v := uint64(1) << max(e-1, 0)
-			if e > 6 {
-				v += sub << (e - 6)
-			}
-			return float64(v) / 1e6
-		}
-	}
-	return 0
 }

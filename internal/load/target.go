@@ -1,207 +1,145 @@
 package load
 
 import (
-	"bytes"
-	"encoding/json"
+	"context"
+	"crypto/rand"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
-	"time"
 )
 
-// Target is a broker under load.
+// Target is a broker under load. Its accounts live as long as it does.
 type Target struct {
-	Name string
+	Spec
 	MQTT string // address
-	HTTP string // of Parley's API; "" for a broker with plain topics
-	PID  int    // of the server, for its CPU and memory; 0 unknown
+	V5   bool   // MQTT 5.0 instead of 3.1.1
 
-	mu     sync.Mutex
-	users  map[string]bool
-	groups map[int]string
-	tokens map[string]string
+	prefix, password string
+	server           *server // ours, or nil
+	mu               struct {
+		sync.Mutex
+		users   map[string]bool
+		friends map[[2]string]bool
+		tokens  map[string]token
+		groups  map[string]string // id, by what it is for
+	}
 }
 
-// Adopt takes over what another target knows of accounts: the same data, served
-// by a new process.
-func (t *Target) Adopt(old *Target) { t.users, t.tokens, t.groups = old.users, old.tokens, old.groups }
-
-// plain reports whether the target has topics instead of users.
-func (t *Target) plain() bool { return t.HTTP == "" }
-
-const password = "load-generator-1"
-
-// ensure makes accounts that are not there yet, a few at a time: hashing a
-// password is meant to be slow.
-func (t *Target) ensure(users ...string) error {
-	if t.plain() {
-		return nil
+// Open gets a target ready. One with a Command is started, in a temporary
+// directory that Close removes; it must print a line with mqtt=HOST:PORT, and, if
+// it is a Parley, http= and metrics=, when it is ready. In its arguments {dir},
+// {mqtt}, {http} and {metrics} stand for that directory and for addresses to
+// listen on: port 0 of loopback, and after a restart what it had. Errors are those
+// of starting it.
+func Open(ctx context.Context, s Spec) (*Target, error) {
+	if err := s.fill(); err != nil {
+		return nil, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.users == nil {
-		t.users, t.tokens, t.groups = map[string]bool{}, map[string]string{}, map[int]string{}
+	t := &Target{Spec: s, MQTT: s.Address, prefix: "bench-" + strings.ToLower(rand.Text()[:8]), password: rand.Text()}
+	t.mu.users, t.mu.friends = map[string]bool{}, map[[2]string]bool{}
+	t.mu.tokens, t.mu.groups = map[string]token{}, map[string]string{}
+	if len(s.Command) == 0 {
+		return t, nil
 	}
-	var todo []string
-	for _, u := range users {
-		if !t.users[u] {
-			todo = append(todo, u)
-			t.users[u] = true
-		}
-	}
-	return parallel(4, len(todo), func(i int) error {
-		err := t.call(http.MethodPost, "/v1/register", "", map[string]any{"user": todo[i], "password": password}, nil)
-		if err != nil && strings.Contains(err.Error(), "409") {
-			return nil
-		}
-		return err
-	})
-}
-
-// token logs a user in once.
-func (t *Target) token(user string) (string, error) {
-	t.mu.Lock()
-	tok := t.tokens[user]
-	t.mu.Unlock()
-	if tok != "" {
-		return tok, nil
-	}
-	var out struct{ Token string }
-	if err := t.call(http.MethodPost, "/v1/login", "", map[string]any{"user": user, "password": password}, &out); err != nil {
-		return "", err
-	}
-	t.mu.Lock()
-	t.tokens[user] = out.Token
-	t.mu.Unlock()
-	return out.Token, nil
-}
-
-// befriend makes each pair friends.
-func (t *Target) befriend(pairs [][2]string) error {
-	return parallel(4, len(pairs), func(i int) error {
-		for k := range 2 {
-			tok, err := t.token(pairs[i][k])
-			if err != nil {
-				return err
-			}
-			if err := t.call(http.MethodPut, "/v1/friends/"+pairs[i][1-k], tok, nil, nil); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// group makes a group of owner and members, who are befriended first.
-func (t *Target) group(owner string, members []string) (string, error) {
-	var pairs [][2]string
-	for _, m := range members {
-		pairs = append(pairs, [2]string{owner, m})
-	}
-	if err := t.befriend(pairs); err != nil {
-		return "", err
-	}
-	tok, err := t.token(owner)
+	dir, err := os.MkdirTemp("", "parley-bench-")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	var out struct{ Group string }
-	err = t.call(http.MethodPost, "/v1/groups", tok, map[string]any{"name": "load", "members": members}, &out)
-	return out.Group, err
+	t.server = &server{command: s.Command, dir: dir, addrs: map[string]string{}}
+	if err := t.start(ctx); err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, fmt.Errorf("start %s: %w", t.Name, err)
+	}
+	return t, nil
 }
 
-func (t *Target) call(method, path, token string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(b)
+// Close disables the accounts that were made, if it may, and stops and forgets a
+// server of ours.
+func (t *Target) Close(ctx context.Context) error {
+	if t.server == nil {
+		return t.disableAccounts(ctx)
 	}
-	req, err := http.NewRequest(method, "http://"+t.HTTP+path, body)
-	if err != nil {
+	t.server.stop()
+	return os.RemoveAll(t.server.dir)
+}
+
+// Ours reports whether the target was started by Open and may be restarted.
+func (t *Target) Ours() bool { return t.server != nil }
+
+// Restart stops a server of ours gracefully and starts it again on its data.
+func (t *Target) Restart(ctx context.Context) error {
+	t.server.stop()
+	return t.start(ctx)
+}
+
+func (t *Target) start(ctx context.Context) error {
+	if err := t.server.start(ctx); err != nil {
 		return err
 	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+	t.PID = t.server.cmd.Process.Pid
+	t.MQTT = t.server.addrs["mqtt"]
+	if !t.Plain {
+		t.HTTP, t.Metrics = "http://"+t.server.addrs["http"], "http://"+t.server.addrs["metrics"]
 	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode >= 300 {
-		b, _ := io.ReadAll(io.LimitReader(res.Body, 512))
-		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, b)
-	}
-	if out == nil {
-		return nil
-	}
-	return json.NewDecoder(res.Body).Decode(out)
+	return nil
 }
 
-// as is the login of a user's device; a plain broker gets the client id alone.
+// user names a throwaway user.
+func (t *Target) user(kind string, i int) string { return fmt.Sprintf("%s-%s%d", t.prefix, kind, i) }
+
+// as is the login of a user's device; a plain broker gets a client id of its own.
 func (t *Target) as(user, device string, clean bool) login {
-	if t.plain() {
-		return login{client: user + "-" + device, clean: clean}
+	if t.Plain {
+		return login{client: user + "-" + device, user: t.User, password: t.Password, clean: clean}
 	}
-	return login{client: device, user: user, password: password, clean: clean}
+	return login{client: device, user: user, password: t.password, clean: clean}
 }
 
-// usage is what the server has used.
-type usage struct {
-	cpu time.Duration // user and system
-	rss int64         // bytes
+// dm is the topic on which somebody writes to user, and, on a plain broker, the
+// one to which user subscribes.
+func (t *Target) dm(user string) string {
+	if t.Plain {
+		return "bench/" + user
+	}
+	return "dm/" + user
 }
 
-// clockTick is USER_HZ, which is 100 on every Linux that Go runs on.
-const clockTick = 10 * time.Millisecond
-
-func (t *Target) usage() usage {
-	var u usage
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.PID))
-	if err != nil {
-		return u
+// receive connects a device and, on a plain broker, subscribes it to topic.
+func (t *Target) receive(ctx context.Context, l login, topic string) (*conn, error) {
+	c, err := t.dial(ctx, l)
+	if err != nil || !t.Plain || c.present {
+		return c, err
 	}
-	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+2:]))
-	if len(f) < 22 {
-		return u
+	if err := c.subscribe(topic); err != nil {
+		c.close()
+		return nil, err
 	}
-	user, _ := strconv.ParseInt(f[11], 10, 64)
-	sys, _ := strconv.ParseInt(f[12], 10, 64)
-	pages, _ := strconv.ParseInt(f[21], 10, 64)
-	u.cpu = time.Duration(user+sys) * clockTick
-	u.rss = pages * int64(os.Getpagesize())
-	return u
+	return c, nil
 }
 
-// parallel runs fn for 0..n-1, width at a time, and returns the first error.
-func parallel(width, n int, fn func(int) error) error {
+// parallel runs fn for 0..n-1, width at a time, until ctx ends or one fails, and
+// returns the first error.
+func parallel(ctx context.Context, width, n int, fn func(ctx context.Context, i int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	sem := make(chan struct{}, width)
 	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var first error
 	for i := range n {
-		sem <- struct{}{}
+		select {
+		case sem <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
 		wg.Go(func() {
 			defer func() { <-sem }()
-			if err := fn(i); err != nil {
-				mu.Lock()
-				if first == nil {
-					first = err
-				}
-				mu.Unlock()
+			if err := fn(ctx, i); err != nil {
+				cancel(err)
 			}
 		})
 	}
 	wg.Wait()
-	return first
+	return context.Cause(ctx)
 }

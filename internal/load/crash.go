@@ -1,0 +1,336 @@
+package load
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Crash kills a Parley that the tool itself has started, again and again under
+// load, and then holds the history and what devices got against a ledger of what
+// was acknowledged.
+type Crash struct {
+	Writers int // each writes to a reader of its own
+	Kills   int
+	Seed    uint64 // of the moments of the kills
+	Payload int
+}
+
+// crashWindow is how many messages of a writer are under way.
+const crashWindow = 8
+
+// crashPatience is how long a server that is not killed any more may take to
+// answer for what was sent.
+const crashPatience = 30 * time.Second
+
+// String names the scenario with its parameters.
+func (c Crash) String() string {
+	return fmt.Sprintf("crash, %d writers, %d times kill -9, seed %d", c.Writers, c.Kills, c.Seed)
+}
+
+// Prepare makes the accounts and friendships.
+func (c Crash) Prepare(ctx context.Context, t *Target, p *Progress) error {
+	if !t.Ours() || t.Plain {
+		return errors.New("only a Parley that this tool has started itself can be killed")
+	}
+	if err := t.preparePairs(ctx, p, c.Writers); err != nil {
+		return err
+	}
+	// A device that was never seen starts at now: it has to be known before.
+	return parallel(ctx, 8, c.Writers, func(ctx context.Context, i int) error {
+		_, to := t.pairUsers(i)
+		cn, err := t.dial(ctx, t.as(to, "phone", false))
+		if err == nil {
+			cn.farewell()
+		}
+		return err
+	})
+}
+
+// crashRun is a Crash that runs.
+type crashRun struct {
+	t    *Target
+	p    *Progress
+	size int
+	stop chan struct{} // closed when the server is not killed any more
+	gone chan struct{} // closed when readers may end
+	mu   struct {
+		sync.Mutex
+		findings
+		err error
+	}
+}
+
+// Run runs it against t; its messages are those acknowledged.
+func (c Crash) Run(ctx context.Context, t *Target, p *Progress) (r Result, err error) {
+	x := &crashRun{t: t, p: p, size: c.Payload, stop: make(chan struct{}), gone: make(chan struct{})}
+	rng := rand.New(rand.NewPCG(c.Seed, 1))
+	run := newRun()
+	ledgers, followers := make([]*ledger, c.Writers), make([]*follower, c.Writers)
+	var writers, readers sync.WaitGroup
+	p.begin("killing", c.Kills)
+	begin := now()
+	// Writers and readers outlive a Ctrl-C: what was acknowledged is checked.
+	work := context.WithoutCancel(ctx)
+	for i := range c.Writers {
+		ledgers[i], followers[i] = &ledger{run: run}, &follower{}
+		writers.Go(func() { x.write(work, i, ledgers[i]) })
+		readers.Go(func() { x.follow(work, i, followers[i]) })
+	}
+	var restart latencies
+	for r.Kills < c.Kills && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			continue
+		case <-time.After(time.Duration(150+rng.IntN(700)) * time.Millisecond): // random on purpose
+		}
+		t.server.kill()
+		from := now()
+		if err = t.server.start(work); err == nil && t.server.addrs["mqtt"] != t.MQTT {
+			err = errors.New("the server must listen where it did before: put {mqtt} and {http} into its command")
+		}
+		if err != nil {
+			break
+		}
+		restart.add(0, now()-from)
+		r.Kills++
+		p.step()
+	}
+	t.PID = t.server.cmd.Process.Pid
+	close(x.stop)
+	writers.Wait()
+	took := now() - begin
+	p.begin("checking", c.Writers)
+	for i := range c.Writers {
+		err = errors.Join(err, x.check(work, i, ledgers[i]))
+		p.step()
+	}
+	close(x.gone)
+	readers.Wait()
+	var acked int64
+	for i, l := range ledgers {
+		acked += int64(len(l.seqs))
+		if n := len(l.seqs); n > 0 && followers[i].applied < l.seqs[n-1] {
+			x.mu.note(&x.mu.Lost, "pair %d: the device has everything up to seq %d, but %d was acknowledged", i, followers[i].applied, l.seqs[n-1])
+		}
+	}
+	r.over(took.Seconds(), acked, messages)
+	r.Seed, r.Restart, r.Interrupted = c.Seed, restart.summary(), r.Kills < c.Kills
+	r.Faults, r.Notes = x.mu.Faults, x.mu.notes
+	return r, errors.Join(err, x.mu.err)
+}
+
+func (x *crashRun) fail(err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.mu.err == nil {
+		x.mu.err = err
+	}
+}
+
+func (x *crashRun) stopped() bool { return isClosed(x.stop) }
+
+// again waits a little before the next attempt to connect to a server that is
+// being started; false once limit has passed since done was closed.
+func again(done <-chan struct{}, since *time.Time, limit time.Duration) bool {
+	time.Sleep(10 * time.Millisecond)
+	if !isClosed(done) {
+		return true
+	}
+	if since.IsZero() {
+		*since = time.Now()
+	}
+	return time.Since(*since) < limit
+}
+
+// write sends until the killing is over and everything is acknowledged; after a
+// break it sends again, under the same ids, what was not.
+func (x *crashRun) write(ctx context.Context, i int, l *ledger) {
+	from, to := x.t.pairUsers(i)
+	var since time.Time
+	for {
+		c, err := x.connect(ctx, from, "phone", true)
+		if err == nil {
+			err = x.writeOn(c, x.t.dm(to), l)
+			c.leave()
+			if err == nil {
+				return
+			}
+			var no *refusedError
+			if errors.As(err, &no) {
+				x.fail(err)
+				return
+			}
+		}
+		if !again(x.stop, &since, crashPatience) {
+			x.fail(fmt.Errorf("pair %d: the server lives and does not answer for message %d: %w", i, len(l.seqs)+1, err))
+			return
+		}
+	}
+}
+
+func (x *crashRun) connect(ctx context.Context, user, device string, clean bool) (*conn, error) {
+	l, err := x.t.asToken(ctx, user, device, clean)
+	if err != nil {
+		return nil, err
+	}
+	l.v5 = true // its PUBACK says the seq
+	return x.t.dial(ctx, l)
+}
+
+// writeOn writes on one connection; nil when all is done.
+func (x *crashRun) writeOn(c *conn, topic string, l *ledger) error {
+	payload := newPayload(x.size)
+	for sent := int64(len(l.seqs)); ; {
+		acked := int64(len(l.seqs))
+		for sent < acked+crashWindow && (sent < l.sent || !x.stopped()) {
+			sent++
+			l.sent = max(l.sent, sent)
+			header{run: l.run, n: sent, at: now()}.put(payload)
+			c.publish(fmt.Sprintf("%s/id/%x-%d", topic, l.run, sent), uint16(sent%65535+1), payload)
+		}
+		if sent == acked {
+			return nil
+		}
+		if err := c.flush(); err != nil {
+			return err
+		}
+		_ = c.nc.SetReadDeadline(time.Now().Add(crashPatience))
+		for first := true; first || !c.idle(); first = false {
+			if err := readSeq(c, l); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// readSeq reads one packet; a PUBACK goes into the ledger.
+func readSeq(c *conn, l *ledger) error {
+	first, body, err := c.next()
+	if err != nil {
+		return err
+	}
+	switch first >> 4 {
+	case publish:
+		if d, err := parsePublish(first, body, true); err == nil && d.id != 0 {
+			c.answer(d.id)
+		}
+	case puback:
+		id, code, props, err := ackOf(body, true)
+		if err != nil {
+			return err
+		}
+		if code >= 0x80 {
+			return refused(fmt.Sprintf("PUBACK with code 0x%02x", code))
+		}
+		n := int64(len(l.seqs)) + 1
+		if id != uint16(n%65535+1) { // [MQTT-4.6.0-2]: in the order of the publishes
+			return fmt.Errorf("PUBACK %d came where %d belongs", id, n)
+		}
+		v, err := userProperty(props, "seq")
+		if err != nil {
+			return err
+		}
+		seq, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return fmt.Errorf("PUBACK without a seq: %w", err)
+		}
+		l.seqs = append(l.seqs, seq)
+	}
+	return nil
+}
+
+// follow keeps the reader's device connected until everything was checked and it
+// has what is there.
+func (x *crashRun) follow(ctx context.Context, i int, w *follower) {
+	from, to := x.t.pairUsers(i)
+	var since time.Time
+	for {
+		if c, err := x.connect(ctx, to, "phone", false); err == nil {
+			w.reconnected()
+			err = x.followOn(c, x.t.dm(from), w)
+			c.leave()
+			if err == nil {
+				return
+			}
+		}
+		if !again(x.gone, &since, crashPatience) {
+			return
+		}
+	}
+}
+
+// quiet is how long nothing must come in for a device to have everything.
+const quiet = 500 * time.Millisecond
+
+// followOn reads on one connection; nil when it is over and nothing comes any more.
+func (x *crashRun) followOn(c *conn, topic string, w *follower) error {
+	for {
+		if c.idle() {
+			if err := c.flush(); err != nil {
+				return err
+			}
+			_ = c.nc.SetReadDeadline(time.Now().Add(quiet))
+			_, err := c.in.Peek(1) // a time-out must not fall into a packet
+			if isTimeout(err) {
+				if isClosed(x.gone) {
+					return nil
+				}
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			_ = c.nc.SetReadDeadline(time.Now().Add(crashPatience))
+		}
+		d, err := c.delivery()
+		if err != nil {
+			return err
+		}
+		v, err := userProperty(d.props, "seq")
+		if err != nil || string(d.topic) != topic {
+			continue
+		}
+		seq, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return err
+		}
+		x.mu.Lock()
+		w.see(topic, seq, &x.mu.findings)
+		x.mu.Unlock()
+	}
+}
+
+// check reads the whole history of a conversation and holds it against the ledger.
+func (x *crashRun) check(ctx context.Context, i int, l *ledger) error {
+	from, to := x.t.pairUsers(i)
+	tok, err := x.t.token(ctx, to)
+	if err != nil {
+		return err
+	}
+	var history []entry
+	for after := uint64(0); ; {
+		var page struct {
+			Messages []entry
+			More     bool
+		}
+		path := fmt.Sprintf("/v1/conversations/dm/%s/messages?limit=200&after=%d", from, after)
+		if err := x.t.call(ctx, http.MethodGet, path, tok, nil, &page); err != nil {
+			return err
+		}
+		history = append(history, page.Messages...)
+		if !page.More || len(page.Messages) == 0 {
+			break
+		}
+		after = page.Messages[len(page.Messages)-1].Seq
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	l.check("dm/"+from, history, &x.mu.findings)
+	return nil
+}
