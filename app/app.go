@@ -21,6 +21,7 @@ import (
 	"github.com/parley-im/parley/httpapi"
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/plain"
+	"github.com/parley-im/parley/pushgw"
 	"github.com/parley-im/parley/store"
 )
 
@@ -42,6 +43,8 @@ type App struct {
 	auth     *auth.Auth
 	chat     *chat.Chat
 	delivery *delivery.Delivery
+	push     *pushgw.Gateway // nil: nobody is rung
+	reloads  []*keyFile
 	plain    *plain.Space
 	gate     *hooks.Gate
 	broker   *broker.Broker
@@ -125,8 +128,15 @@ func (a *App) makeRooms() error {
 			Behind:  func(d int) { m.behind.Add(float64(d)) },
 		},
 	})
+	if err := a.openPush(); err != nil {
+		return err
+	}
+	var carry chat.Courier = a.delivery
+	if a.push != nil {
+		carry = courier{a.delivery, a.push}
+	}
 	a.chat = chat.New(chat.Options{
-		Store: a.store, Courier: a.delivery, Log: a.log,
+		Store: a.store, Courier: carry, Log: a.log,
 		MaxMessage: int(cfg.Limits.Message), MaxGroupMembers: cfg.Limits.GroupMembers, MaxGroups: cfg.Limits.Groups, MaxFriends: cfg.Limits.Friends,
 	})
 	a.plain = plain.New(rules(cfg.Rules), nil)
@@ -144,6 +154,14 @@ func (a *App) retention() *retain {
 		}
 	}
 	return &retain{st: a.store, log: a.log, now: time.Now, keep: keep}
+}
+
+// pushDoor is the gateway for the API; a nil interface where there is none.
+func (a *App) pushDoor() httpapi.Push {
+	if a.push == nil {
+		return nil
+	}
+	return a.push
 }
 
 // announce brackets the outcomes of one commit: each connection is written once.
@@ -178,7 +196,7 @@ func (a *App) makeFaces() error {
 	a.api = httpapi.New(httpapi.Options{
 		Chat: a.chat, Auth: a.auth, Accounts: a.store, Devices: a.store, Sessions: sessions{a},
 		Registration: cfg.RegistrationOpen, Operator: a.admin.allows, Version: a.version, Limits: limits,
-		Origins: cfg.HTTP.Origins, TrustedProxies: proxies, Log: a.log,
+		Origins: cfg.HTTP.Origins, TrustedProxies: proxies, Log: a.log, Push: a.pushDoor(),
 	})
 	var limiter hooks.Limiter
 	if !cfg.Limits.Off {
@@ -343,6 +361,10 @@ func (a *App) Run(ctx context.Context) error {
 	living.Go(func() { _ = a.delivery.Run(rooms) })
 	living.Go(func() { _ = a.gate.Run(rooms) })
 	living.Go(func() { a.retention().run(rooms) })
+	if a.push != nil {
+		living.Go(func() { a.push.Run(rooms) })
+		living.Go(func() { a.reloadKeys(rooms) })
+	}
 	for _, l := range a.listeners {
 		listening.Go(func() {
 			if err := l.Serve(accept, a.broker.Handle); err != nil {
@@ -389,6 +411,7 @@ func (a *App) Run(ctx context.Context) error {
 
 // revoked disconnects what is connected with revoked credentials.
 func (a *App) revoked(r auth.Revocation) {
+	a.unpush(r, a.log)
 	n := a.delivery.Kick(r.User, delivery.Revoked, func(l *delivery.Line) bool {
 		return !a.auth.StillValid(a.gate.Identity(l.Key()))
 	})
@@ -402,6 +425,11 @@ func (s sessions) Online(k im.DeviceKey) bool { return s.a.delivery.Line(k) != n
 
 func (s sessions) Forget(ctx context.Context, k im.DeviceKey) error {
 	s.a.plain.Drop(k)
+	if s.a.push != nil {
+		if err := s.a.push.Unregister(ctx, k); err != nil {
+			return err
+		}
+	}
 	return s.a.delivery.Forget(ctx, k)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/pushgw"
 	"github.com/parley-im/parley/store/mongostore"
 )
 
@@ -109,6 +110,33 @@ func (m *metrics) mongo(off bool) mongostore.Events {
 		Pool:     func(o, u int) { open.Set(float64(o)); used.Set(float64(u)) },
 		Conflict: conflicts.Inc,
 		Retried:  retries.Inc,
+	}
+}
+
+// push counts what the push gateway announces.
+func (m *metrics) push() pushgw.Events {
+	decided := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "parley", Subsystem: "push", Name: "decisions_total", Help: "Decisions about devices, by step of the pipeline and reason."}, []string{"step", "reason"})
+	sent := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "parley", Subsystem: "push", Name: "attempt_duration_seconds", Help: "Attempts to deliver, by provider, app and what the provider said.",
+		Buckets: prometheus.ExponentialBuckets(0.005, 2, 12)}, []string{"provider", "app", "result"})
+	rung := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "parley", Subsystem: "push", Name: "delay_seconds", Help: "From the commit of the message until the provider had the push, grace included.",
+		Buckets: prometheus.ExponentialBuckets(0.01, 2, 16)}, []string{"provider", "app"})
+	open := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "parley", Subsystem: "push", Name: "circuit_open", Help: "1 while the app's credentials are refused."}, []string{"provider", "app"})
+	m.reg.MustRegister(decided, sent, rung, open)
+	return pushgw.Events{
+		Decided: func(step, reason string) { decided.WithLabelValues(step, reason).Inc() },
+		Sent: func(provider, app, result string, took time.Duration) {
+			sent.WithLabelValues(provider, app, result).Observe(took.Seconds())
+		},
+		Rung: func(provider, app string, since time.Duration) {
+			rung.WithLabelValues(provider, app).Observe(since.Seconds())
+		},
+		Circuit: func(provider, app string, isOpen bool) {
+			v := 0.0
+			if isOpen {
+				v = 1
+			}
+			open.WithLabelValues(provider, app).Set(v)
+		},
 	}
 }
 

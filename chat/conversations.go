@@ -66,6 +66,38 @@ func (c *Chat) Conversations(ctx context.Context, me im.UserID) ([]Conversation,
 	return out, nil
 }
 
+// Unread is how many messages of others me has not read, in all conversations
+// together; of each, those among its last unreadScan entries are counted.
+func (c *Chat) Unread(ctx context.Context, me im.UserID) (total int, err error) {
+	parts, err := c.st.Conversations(ctx, me)
+	if err != nil {
+		return 0, err
+	}
+	var convs []im.ConvID
+	var starts []im.Seq
+	for _, p := range parts {
+		if k := p.Conv.Kind(); k == im.KindDM || k == im.KindGroup {
+			convs, starts = append(convs, p.Conv), append(starts, p.Start)
+		}
+	}
+	heads, err := c.st.Heads(ctx, convs)
+	if err != nil {
+		return 0, err
+	}
+	reads, err := c.st.ReadsOf(ctx, me, convs)
+	if err != nil {
+		return 0, err
+	}
+	for i, conv := range convs {
+		n, err := c.unread(ctx, me, conv, max(reads[i], starts[i]), heads[i].Seq)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
 // last is the envelope of the entry at the head.
 func (c *Chat) last(ctx context.Context, conv im.ConvID, head im.Seq) (json.RawMessage, error) {
 	es, err := c.st.Before(ctx, conv, head+1, 1)

@@ -3,10 +3,12 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +67,21 @@ func (c *Config) check(where map[string]string) Faults {
 		u, err := url.Parse(o)
 		want(o == "*" || (err == nil && u.Host != "" && oneOf(u.Scheme, "http", "https") && u.Path == ""), "http.origins", "%q is not an origin: write https://chat.example.org", o)
 	}
+	want(oneOf(c.Push.Privacy, "full", "sender", "none", "id-only"), "push.privacy", "%q is not full, sender, none or id-only", c.Push.Privacy)
+	want(c.Push.LargeGroup >= 1, "push.large_group", "it is at least 1, not %d", c.Push.LargeGroup)
+	for key, d := range map[string]time.Duration{"push.grace_online": c.Push.GraceOnline, "push.grace_active": c.Push.GraceActive} {
+		want(d > 0 && d <= time.Minute, key, "it is more than 0 and at most 1m, not %s", d)
+	}
+	want(c.Push.TTL >= time.Minute && c.Push.TTL <= 28*24*time.Hour, "push.ttl", "it is 1m to 28d, not %s", c.Push.TTL)
+	names := map[string]bool{}
+	for i, a := range c.Push.Apps {
+		key := fmt.Sprintf("push.apps[%d]", i)
+		if err := a.check(); err != nil {
+			fault(key, "%s", err)
+		}
+		want(!names[a.Name], key, "there are two apps of the name %q", a.Name)
+		names[a.Name] = true
+	}
 	for i, r := range c.Rules {
 		key := fmt.Sprintf("rules[%d]", i)
 		if err := r.check(); err != nil {
@@ -72,6 +89,36 @@ func (c *Config) check(where map[string]string) Faults {
 		}
 	}
 	return fs
+}
+
+// check says what is missing or too much.
+func (a PushApp) check() error {
+	need := func(fields map[string]string) error {
+		for _, name := range slices.Sorted(maps.Keys(fields)) {
+			if fields[name] == "" {
+				return fmt.Errorf("%s %q needs %s", a.Provider, a.Name, name)
+			}
+		}
+		return nil
+	}
+	if a.Name == "" {
+		return errors.New("it needs a name")
+	}
+	switch a.Provider {
+	case "apns":
+		if !oneOf(a.Environment, "", "production", "sandbox") {
+			return fmt.Errorf("environment is production or sandbox, not %q", a.Environment)
+		}
+		if a.Certificate != "" {
+			return need(map[string]string{"bundle": a.Bundle})
+		}
+		return need(map[string]string{"bundle": a.Bundle, "team": a.Team, "key_id": a.KeyID, "key": a.Key})
+	case "fcm":
+		return need(map[string]string{"service_account": a.ServiceAccount})
+	case "webpush":
+		return need(map[string]string{"key": a.Key, "subject": a.Subject})
+	}
+	return fmt.Errorf("provider is apns, fcm or webpush, not %q", a.Provider)
 }
 
 func (c *Config) checkTLS(fault func(key, format string, args ...any)) {

@@ -20,6 +20,7 @@ type Config struct {
 	Sessions     Sessions `yaml:"sessions"`
 	Limits       Limits   `yaml:"limits"`
 	Log          Log      `yaml:"log"`
+	Push         Push     `yaml:"push"`
 	Rules        []Rule   `yaml:"rules" help:"who may publish and subscribe in the plain space; the first match wins, none means no"`
 }
 
@@ -119,6 +120,40 @@ type Rule struct {
 	User  string `yaml:"user"`
 }
 
+// Push configures how phones that are away are rung. Without apps nobody is.
+type Push struct {
+	Apps        []PushApp     `yaml:"apps" help:"the apps that may be rung (docs/push.md)"`
+	Privacy     string        `yaml:"privacy" help:"what a push says: full, sender, none or id-only; users may ask for less"`
+	GraceOnline time.Duration `yaml:"grace_online" help:"how long a push waits while another device of the user is connected"`
+	GraceActive time.Duration `yaml:"grace_active" help:"how long it waits while the user was active elsewhere in the last minute"`
+	LargeGroup  int           `yaml:"large_group" help:"with more members only mentions ring, unless a member wants all"`
+	TTL         time.Duration `yaml:"ttl" help:"how long after the message a push is of use"`
+	SealedTypes []string      `yaml:"sealed_types" help:"content types of bodies that are encrypted end to end; they travel with the push if they are small"`
+}
+
+// PushApp is one app of one provider. Keys are in files, read again when they change.
+type PushApp struct {
+	Name     string // what devices register with
+	Provider string // apns, fcm or webpush
+
+	Bundle       string // apns: the bundle id
+	Team, KeyID  string // apns, with a key
+	Key          string // file: apns .p8, webpush VAPID private key
+	Certificate  string // file: apns, instead of a key
+	PasswordFile string // file: of the certificate
+	Environment  string // apns: where tokens of unknown environment are tried first
+
+	ServiceAccount string // file: fcm
+
+	Subject string // webpush: mail address or page of the operator
+	Hosts   string // webpush: allowed push services, by comma; empty: the known ones
+
+	// For a simulator.
+	Endpoint, Sandbox string // instead of the provider's
+	CA                string // file: who signs its certificate
+	AllowPrivate      bool   // webpush: endpoints on this machine or network
+}
+
 // Size is a number of bytes; written 256KB, 64MB or plain.
 type Size int64
 
@@ -190,6 +225,7 @@ func Defaults() Config {
 			WriteTimeout: 30 * time.Second, KeepAliveMax: 0, ReceiveMaximum: 1024, Window: 256},
 		HTTP:     HTTP{Addr: "127.0.0.1:8080"},
 		Metrics:  Metrics{Addr: "127.0.0.1:9090"},
+		Push:     Push{Privacy: "sender", GraceOnline: 4 * time.Second, GraceActive: 20 * time.Second, LargeGroup: 100, TTL: 24 * time.Hour, SealedTypes: []string{"application/vnd.parley.sealed"}},
 		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second},
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},

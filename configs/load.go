@@ -3,6 +3,7 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -59,7 +60,7 @@ func Keys() []Key {
 	var keys []Key
 	c := Defaults()
 	walk(reflect.ValueOf(&c).Elem(), "", func(name string, v reflect.Value, f reflect.StructField) {
-		if name != "rules" {
+		if name != "rules" && name != "push.apps" {
 			keys = append(keys, Key{Name: name, Help: f.Tag.Get("help")})
 		}
 	})
@@ -196,6 +197,9 @@ func (l *loader) mapping(file, prefix string, n ast.Node) {
 		case key == "rules":
 			l.where[key] = at(file, kv.Key)
 			l.rules(file, kv.Value)
+		case key == "push.apps":
+			l.where[key] = at(file, kv.Key)
+			l.pushApps(file, kv.Value)
 		case isSection(key):
 			if _, empty := kv.Value.(*ast.NullNode); !empty {
 				l.mapping(file, key+".", kv.Value)
@@ -248,32 +252,54 @@ func text(n ast.Node) string {
 }
 
 func (l *loader) rules(file string, n ast.Node) {
+	l.list(file, n, "rules", `{allow: publish, topic: "devices/{device}/#"}`, func() (map[string]*string, func()) {
+		var r Rule
+		return map[string]*string{"allow": &r.Allow, "deny": &r.Deny, "topic": &r.Topic, "role": &r.Role, "user": &r.User}, func() { l.c.Rules = append(l.c.Rules, r) }
+	})
+}
+
+func (l *loader) pushApps(file string, n ast.Node) {
+	l.list(file, n, "push.apps", "{name: chat, provider: apns, bundle: com.example.chat, …}", func() (map[string]*string, func()) {
+		var a PushApp
+		var private string
+		return map[string]*string{"name": &a.Name, "provider": &a.Provider, "bundle": &a.Bundle, "team": &a.Team, "key_id": &a.KeyID, "key": &a.Key, "certificate": &a.Certificate,
+				"password_file": &a.PasswordFile, "environment": &a.Environment, "service_account": &a.ServiceAccount, "subject": &a.Subject, "hosts": &a.Hosts,
+				"endpoint": &a.Endpoint, "sandbox": &a.Sandbox, "ca": &a.CA, "allow_private": &private}, func() {
+				a.AllowPrivate = private == "true"
+				l.c.Push.Apps = append(l.c.Push.Apps, a)
+			}
+	})
+}
+
+// list reads a list of mappings: begin makes an element and says where its fields
+// go, and what to do when they are read.
+func (l *loader) list(file string, n ast.Node, key, example string, begin func() (map[string]*string, func())) {
 	if _, empty := n.(*ast.NullNode); empty {
 		return
 	}
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
-		l.fault(at(file, n), "rules", "a list goes here: - {allow: publish, topic: \"devices/{device}/#\"}")
+		l.fault(at(file, n), key, "a list goes here: - %s", example)
 		return
 	}
 	for i, e := range seq.Values {
-		name := fmt.Sprintf("rules[%d]", i)
+		name := fmt.Sprintf("%s[%d]", key, i)
 		l.where[name] = at(file, e)
 		kvs, ok := pairs(e)
 		if !ok {
-			l.fault(at(file, e), name, "a rule is {allow: publish, topic: …}")
+			l.fault(at(file, e), name, "an element is %s", example)
 			continue
 		}
-		var r Rule
+		fields, end := begin()
 		for _, kv := range kvs {
-			to := map[string]*string{"allow": &r.Allow, "deny": &r.Deny, "topic": &r.Topic, "role": &r.Role, "user": &r.User}[kv.Key.GetToken().Value]
-			if to == nil {
-				l.fault(at(file, kv.Key), name, "a rule has allow or deny, topic, role and user, not %s", kv.Key.GetToken().Value)
+			k := kv.Key.GetToken().Value
+			if fields[k] == nil {
+				l.fault(at(file, kv.Key), name, "it has %s, not %s", strings.Join(slices.Sorted(maps.Keys(fields)), ", "), k)
 				continue
 			}
-			*to = text(kv.Value)
+			*fields[k] = text(kv.Value)
 		}
-		l.c.Rules = append(l.c.Rules, r)
+		end()
 	}
 }
 

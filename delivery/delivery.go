@@ -199,6 +199,9 @@ func (d *Delivery) Line(k im.DeviceKey) *Line {
 	return nil
 }
 
+// AnyLine reports whether a device of u is connected.
+func (d *Delivery) AnyLine(u im.UserID) bool { return len(d.linesOf(u)) > 0 }
+
 // Each calls fn for every connected line.
 func (d *Delivery) Each(fn func(*Line)) {
 	for i := range d.users {

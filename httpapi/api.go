@@ -69,6 +69,9 @@ type Options struct {
 	// which may do what an admin may; nil: there is none.
 	Operator func(r *http.Request, token string) bool
 
+	// Push rings phones; nil: nobody is rung here.
+	Push Push
+
 	Now func() time.Time // default time.Now
 	Log *slog.Logger     // default: discard
 }
@@ -121,6 +124,7 @@ func New(o Options) *API {
 	a.groupOperations(book)
 	a.conversationOperations(book)
 	a.deviceOperations(book)
+	a.pushOperations(book)
 	a.adminOperations(book)
 	a.publish(book)
 	return a

@@ -1,0 +1,336 @@
+package pushgw
+
+import (
+	"context"
+	"encoding/json"
+	"hash/maphash"
+	"time"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Bells are derived from the log: for each conversation there is a mark, the seq
+// up to which bells are written down. Bells and mark are written together, in
+// this order, so that a crash makes the next run look at entries again but never
+// pass over one. A bell that is written twice is the same bell.
+
+// expanders is how many conversations are looked at at once.
+const expanders = 4
+
+// expandChunk is how many entries of a conversation are read at once.
+const expandChunk = 256
+
+// look has a conversation looked at for new entries.
+func (g *Gateway) look(conv im.ConvID) {
+	i := maphash.String(expandSeed, string(conv)) % expanders
+	g.mu.Lock()
+	first := !g.isDirty[conv]
+	if first {
+		g.isDirty[conv] = true
+		g.dirty[i] = append(g.dirty[i], conv)
+	}
+	g.mu.Unlock()
+	if first {
+		wake(g.wakeWork[i])
+	}
+}
+
+var expandSeed = maphash.MakeSeed()
+
+func (g *Gateway) expandLoop(ctx context.Context, i int) {
+	for {
+		g.mu.Lock()
+		var conv im.ConvID
+		if len(g.dirty[i]) > 0 {
+			conv = g.dirty[i][0]
+			g.dirty[i] = g.dirty[i][1:]
+			delete(g.isDirty, conv) // an entry that comes from now on makes it dirty again
+		}
+		g.mu.Unlock()
+		if conv == "" {
+			select {
+			case <-g.wakeWork[i]:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if err := g.expand(ctx, conv); err != nil && ctx.Err() == nil {
+			g.log.Warn("bells not looked up, will try again", "conversation", conv, "error", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			g.look(conv)
+		}
+	}
+}
+
+// expand makes bells of the entries after the conversation's mark. Only the
+// conversation's expander calls it.
+func (g *Gateway) expand(ctx context.Context, conv im.ConvID) error {
+	mark, err := g.markOf(ctx, conv)
+	if err != nil {
+		return err
+	}
+	for {
+		es, err := g.opt.Store.Range(ctx, conv, mark, expandChunk, 1<<20)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		if err := g.bells(ctx, conv, es); err != nil {
+			return err
+		}
+		mark = es[len(es)-1].Seq
+	}
+}
+
+// markOf is the mark of a conversation; where there is none, the last entry
+// before this run's time.
+func (g *Gateway) markOf(ctx context.Context, conv im.ConvID) (im.Seq, error) {
+	g.mu.Lock()
+	mark, known := g.marks[conv]
+	since := g.since
+	g.mu.Unlock()
+	if known {
+		return mark, nil
+	}
+	v, err := g.opt.Store.Note(ctx, noteMark+string(conv))
+	if err == nil {
+		err = json.Unmarshal(v, &mark)
+	} else if im.Is(err, im.NotFound) {
+		err = nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	for before := im.Seq(0); ; {
+		es, err := g.opt.Store.Before(ctx, conv, before, 64)
+		if err != nil {
+			return 0, err
+		}
+		if len(es) == 0 || es[0].Seq <= mark {
+			return mark, nil
+		}
+		for i := len(es) - 1; i >= 0; i-- {
+			if es[i].TS < since {
+				return max(mark, es[i].Seq), nil
+			}
+		}
+		before = es[0].Seq
+	}
+}
+
+// loadAlive reads when the last run ended.
+func (g *Gateway) loadAlive(ctx context.Context) error {
+	g.since = g.opt.Now().Add(-aliveSlack).UnixMilli()
+	v, err := g.opt.Store.Note(ctx, noteAlive)
+	if im.Is(err, im.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var alive int64
+	if err := json.Unmarshal(v, &alive); err != nil {
+		return err
+	}
+	g.since = alive - aliveSlack.Milliseconds()
+	return nil
+}
+
+// catchUp looks at every conversation that had entries since the last run was
+// known to be alive.
+func (g *Gateway) catchUp(ctx context.Context) {
+	for err := error(nil); ; {
+		if err = g.catchUpOnce(ctx); err == nil || ctx.Err() != nil {
+			return
+		}
+		g.log.Warn("not all conversations looked at for bells, will try again", "error", err)
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (g *Gateway) catchUpOnce(ctx context.Context) error {
+	if g.any.Load() == 0 {
+		return nil
+	}
+	after := im.ConvID("")
+	for {
+		var page []im.ConvID
+		err := g.opt.Store.EachConversation(ctx, after, func(c im.ConvID) bool {
+			after = c
+			if k := c.Kind(); k == im.KindDM || k == im.KindGroup {
+				page = append(page, c)
+			}
+			return len(page) < 1000
+		})
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		heads, err := g.opt.Store.Heads(ctx, page)
+		if err != nil {
+			return err
+		}
+		for i, c := range page {
+			if heads[i].TS >= g.since {
+				g.look(c)
+			}
+		}
+	}
+}
+
+// bells makes the bells of some entries of one conversation and writes them down
+// with the mark.
+func (g *Gateway) bells(ctx context.Context, conv im.ConvID, es []*im.Entry) error {
+	var members []im.UserID
+	if id := conv.Group(); id != "" {
+		var err error
+		if members, err = g.opt.House.Members(ctx, id); err != nil && !im.Is(err, im.NotFound) {
+			return err
+		}
+	} else {
+		a, b := conv.Pair()
+		members = []im.UserID{a, b}
+	}
+	large := len(members) > g.opt.LargeGroup
+	in := make(map[im.UserID]bool, 8)
+	if large {
+		for _, u := range members {
+			in[u] = true
+		}
+	}
+	var notes []store.Note
+	g.mu.Lock()
+	for _, e := range es {
+		if !ringing(e).Go {
+			continue
+		}
+		named, all := mentions(e)
+		if conv.Group() == "" {
+			named, all = nil, false // in a DM everything is for the other
+		}
+		who := members
+		if large && !all { // only who is named or wants all: not a walk over everybody
+			who = nil
+			for u := range named {
+				if in[u] {
+					who = append(who, u)
+				}
+			}
+			for u := range g.keen[conv] {
+				if in[u] && !named[u] {
+					who = append(who, u)
+				}
+			}
+		}
+		for _, u := range who {
+			for _, r := range g.regs[u] {
+				if n, ok := g.ring(e, r, large, all || named[u]); ok {
+					notes = append(notes, n)
+				}
+			}
+		}
+	}
+	last := es[len(es)-1].Seq
+	if g.marks[conv] < last {
+		g.marks[conv] = last
+	}
+	g.mu.Unlock()
+	if len(notes) == 0 {
+		return nil // looked at again after a crash, to no effect
+	}
+	// If this cannot be written it is tried again: the mark in memory is taken back.
+	if err := g.opt.Store.PutNotes(ctx, append(notes, note(noteMark+string(conv), last)), false); err != nil {
+		g.mu.Lock()
+		delete(g.marks, conv)
+		g.mu.Unlock()
+		return err
+	}
+	wake(g.wakeDue)
+	return nil
+}
+
+// ring makes or changes the bell of one device for an entry. Caller holds mu.
+func (g *Gateway) ring(e *im.Entry, r *Registration, large, mentioned bool) (n store.Note, ok bool) {
+	if r.Kind == KindVoIP {
+		return n, false
+	}
+	k := slotKey{r.Device, e.Conv}
+	now := g.opt.Now()
+	set := g.settings[r.Device.User]
+	f := facts{entry: e, user: r.Device.User, registered: r.Registered, now: now, maxAge: g.opt.TTL, large: large, mentioned: mentioned}
+	if set != nil {
+		f.level = set.Conv[e.Conv]
+	}
+	probe := &bell{First: e.Seq, Last: e.Seq, key: k}
+	d := eligible(f)
+	g.record(probe, "eligible", d, "")
+	if !d.Go {
+		return n, false
+	}
+	if b := g.slots[k]; b != nil && b.Kind == Alert {
+		if b.Last >= e.Seq {
+			return n, false // looked at before
+		}
+		b.Last, b.From, b.Mention = e.Seq, e.From, b.Mention || mentioned
+		b.Count++
+		b.Expires = e.TS + g.opt.TTL.Milliseconds()
+		g.record(probe, "collapse", yes("replaces"), "")
+		return note(noteBell+k.name(), b), true
+	} else if b != nil { // a clear gives way: the push that follows sets the badge too
+		g.drop(b)
+	}
+	p := presence{online: g.opt.House.AnyOnline(r.Device.User), active: now.Sub(g.active[r.Device.User]) < activeFor && g.opt.House.AnyOnline(r.Device.User)}
+	wait, why := g.opt.Grace.of(p)
+	g.record(probe, "grace", yes(why), wait.String())
+	b := &bell{Kind: Alert, First: e.Seq, Last: e.Seq, Count: 1, From: e.From, Mention: mentioned, Due: now.Add(wait).UnixMilli(), Expires: e.TS + g.opt.TTL.Milliseconds(), key: k, place: -1}
+	return g.put(b), true
+}
+
+// CallType is the content type of a signal that rings phones: somebody calls.
+const CallType = "application/vnd.parley.call+json"
+
+// Signal tells of a signal. If it is a call, the devices of the other side that
+// are not connected ring at once, or never.
+func (g *Gateway) Signal(ev im.Ephemeral) {
+	if ev.Verb != im.VerbSignal || ev.Type != CallType || g.any.Load() == 0 {
+		return
+	}
+	var who []im.UserID
+	if peer, ok := ev.Conv.Peer(ev.From); ok && peer != ev.From {
+		who = []im.UserID{peer}
+	} else if id := ev.Conv.Group(); id != "" {
+		members, err := g.opt.House.Members(context.Background(), id)
+		if err != nil {
+			g.log.Warn("a call rings nobody", "error", err)
+			return
+		}
+		if len(members) <= g.opt.LargeGroup {
+			who = members
+		}
+	}
+	now := g.opt.Now()
+	g.mu.Lock()
+	for _, u := range who {
+		if set := g.settings[u]; u == ev.From || (set != nil && set.Conv[ev.Conv].Level == LevelNone) {
+			continue
+		}
+		for _, r := range g.regs[u] {
+			if (r.Provider == APNs && r.Kind != KindVoIP) || g.opt.House.Online(r.Device) {
+				continue
+			}
+			b := &bell{Kind: Call, Count: 1, From: ev.From, Due: now.UnixMilli(), Expires: now.Add(g.opt.CallTTL).UnixMilli(), place: -1, call: &ev,
+				key: slotKey{r.Device, ev.Conv + "#call"}}
+			g.record(b, "eligible", yes("call"), "")
+			g.put(b)
+		}
+	}
+	g.mu.Unlock()
+	wake(g.wakeDue)
+}

@@ -1,0 +1,517 @@
+package pushgw
+
+import (
+	"container/heap"
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// Store is what the gateway needs of the store.
+type Store interface {
+	store.Notes
+	Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, maxBytes int) ([]*im.Entry, error)
+	Before(ctx context.Context, conv im.ConvID, before im.Seq, limit int) ([]*im.Entry, error)
+	Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, error)
+	EachConversation(ctx context.Context, after im.ConvID, fn func(im.ConvID) bool) error
+	Cursor(ctx context.Context, k im.DeviceKey, conv im.ConvID) (store.Cursor, error)
+	ReadsOf(ctx context.Context, u im.UserID, convs []im.ConvID) ([]im.Seq, error)
+}
+
+// House is what the gateway asks the other rooms.
+type House interface {
+	// Members of a group, by user id.
+	Members(ctx context.Context, g im.GroupID) ([]im.UserID, error)
+	// UserName and GroupName are what people call them.
+	UserName(ctx context.Context, u im.UserID) string
+	GroupName(ctx context.Context, g im.GroupID) string
+	// Unread is how many messages of others a user has not read.
+	Unread(ctx context.Context, u im.UserID) (int, error)
+	// Online reports whether a device is connected.
+	Online(k im.DeviceKey) bool
+	// AnyOnline reports whether one of the user's devices is.
+	AnyOnline(u im.UserID) bool
+}
+
+// App is one app of one provider.
+type App struct {
+	Name     string
+	Provider string
+	Sender   Sender
+	// Check refuses an address that the provider could never take; may be nil.
+	Check func(Address) error
+	// Workers is how many pushes are under way at once; default 64.
+	Workers int
+}
+
+// Events announces what an operator wants to count. All fields may be nil.
+type Events struct {
+	Decided func(step, reason string)                              // a step of the pipeline
+	Sent    func(provider, app, result string, took time.Duration) // an attempt
+	Rung    func(provider, app string, sinceCommit time.Duration)  // the provider has it
+	Circuit func(provider, app string, open bool)                  // an app's credentials are refused, or work again
+}
+
+// Options configure a Gateway.
+type Options struct {
+	Store Store
+	House House
+	Apps  []App
+	Log   *slog.Logger
+	Now   func() time.Time // default time.Now
+
+	Privacy     string // default PrivacySender
+	Grace       Grace
+	LargeGroup  int           // members above which only mentions ring by default; default 100
+	TTL         time.Duration // how long a bell is of use; default 24 h
+	CallTTL     time.Duration // default 30 s
+	SealedTypes []string      // content types of bodies that are encrypted end to end
+	Explain     int           // decisions kept for explanations; default 65,536
+	Events      Events
+}
+
+// Gateway rings phones. Make it with New, then Run it. Its methods may be called
+// from many goroutines; Offer, Read and Signal never block.
+type Gateway struct {
+	opt  Options
+	log  *slog.Logger
+	apps map[string]*app // by name
+
+	mu       sync.Mutex
+	regs     map[im.UserID][]*Registration
+	held     map[string]*Registration // by provider, app, token
+	settings map[im.UserID]*Settings
+	keen     map[im.ConvID]map[im.UserID]bool // who wants all of a large group
+	slots    map[slotKey]*bell
+	due      bells
+	shown    map[slotKey]im.Seq
+	dead     int
+	active   map[im.UserID]time.Time
+	buckets  map[im.DeviceKey]*buckets
+	dirty    [expanders][]im.ConvID // a conversation is always with the same expander
+	isDirty  map[im.ConvID]bool
+	marks    map[im.ConvID]im.Seq
+	since    int64 // entries before it were seen to by an earlier run, Unix ms
+	wakeDue  chan struct{}
+	wakeWork [expanders]chan struct{}
+
+	any     atomic.Int64 // registrations: with none, Offer does nothing
+	history history
+}
+
+// buckets bound how often a device is rung.
+type buckets struct {
+	loud, silent *rate.Limiter
+	used         time.Time
+}
+
+// Rates of one device: providers throttle what is faster.
+const (
+	loudEvery   = time.Second // APNs: no number is published; apps that send more are throttled
+	loudBurst   = 10
+	silentEvery = 30 * time.Minute // APNs: two or three background pushes an hour
+	silentBurst = 3
+)
+
+// New makes a gateway and reads what it was about to do when it last ended.
+func New(ctx context.Context, o Options) (*Gateway, error) {
+	setDefaults(&o)
+	g := &Gateway{
+		opt: o, log: o.Log, apps: map[string]*app{}, regs: map[im.UserID][]*Registration{}, held: map[string]*Registration{}, settings: map[im.UserID]*Settings{},
+		keen: map[im.ConvID]map[im.UserID]bool{}, slots: map[slotKey]*bell{}, shown: map[slotKey]im.Seq{}, active: map[im.UserID]time.Time{},
+		buckets: map[im.DeviceKey]*buckets{}, isDirty: map[im.ConvID]bool{}, marks: map[im.ConvID]im.Seq{},
+		wakeDue: make(chan struct{}, 1),
+	}
+	for i := range g.wakeWork {
+		g.wakeWork[i] = make(chan struct{}, 1)
+	}
+	g.history.init(o.Explain)
+	for _, a := range o.Apps {
+		g.apps[a.Name] = newApp(g, a)
+	}
+	if err := g.load(ctx); err != nil {
+		return nil, err
+	}
+	return g, g.loadAlive(ctx)
+}
+
+func setDefaults(o *Options) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Privacy == "" {
+		o.Privacy = PrivacySender
+	}
+	if o.Grace.Online == 0 {
+		o.Grace.Online = 4 * time.Second
+	}
+	if o.Grace.Active == 0 {
+		o.Grace.Active = 20 * time.Second
+	}
+	if o.LargeGroup == 0 {
+		o.LargeGroup = 100
+	}
+	if o.TTL == 0 {
+		o.TTL = 24 * time.Hour
+	}
+	if o.CallTTL == 0 {
+		o.CallTTL = 30 * time.Second
+	}
+	if o.Explain == 0 {
+		o.Explain = 1 << 16
+	}
+}
+
+// bells is a heap by Due.
+type bells []*bell
+
+func (h bells) Len() int           { return len(h) }
+func (h bells) Less(i, j int) bool { return h[i].Due < h[j].Due }
+func (h bells) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+func (h *bells) Push(x any) {
+	b := x.(*bell)
+	b.place = len(*h)
+	*h = append(*h, b)
+}
+func (h *bells) Pop() any {
+	old := *h
+	b := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	b.place = -1
+	return b
+}
+
+func (h *bells) push(b *bell) { heap.Push(h, b) }
+func (h *bells) remove(b *bell) {
+	if b.place >= 0 {
+		heap.Remove(h, b.place)
+	}
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Offer tells of a committed entry.
+func (g *Gateway) Offer(e *im.Entry) {
+	if g.any.Load() == 0 || !ringing(e).Go {
+		return
+	}
+	g.mu.Lock()
+	g.touch(e.From)
+	g.mu.Unlock()
+	g.look(e.Conv)
+}
+
+// touch notes that a user did something. Caller holds mu.
+func (g *Gateway) touch(u im.UserID) {
+	if len(g.active) > 100_000 {
+		old := g.opt.Now().Add(-activeFor)
+		for u, t := range g.active {
+			if t.Before(old) {
+				delete(g.active, u)
+			}
+		}
+	}
+	g.active[u] = g.opt.Now()
+}
+
+// activeFor is how long a user counts as active after a message or a reading.
+const activeFor = time.Minute
+
+// Read tells that a user has read up to seq, on device. Bells for it are
+// cancelled, and taken off the screens of the user's other devices where they
+// were really shown.
+func (g *Gateway) Read(conv im.ConvID, u im.UserID, device im.DeviceID, seq im.Seq) {
+	if g.any.Load() == 0 {
+		return
+	}
+	var notes []store.Note
+	g.mu.Lock()
+	g.touch(u)
+	now := g.opt.Now()
+	for _, r := range g.regs[u] {
+		if r.Kind == KindVoIP {
+			continue
+		}
+		k := slotKey{r.Device, conv}
+		if b := g.slots[k]; b != nil && b.Kind == Alert && b.Last <= seq {
+			g.record(b, "grace", no("read"), "")
+			notes = append(notes, g.drop(b)...)
+		}
+		shown, was := g.shown[k]
+		if !was || shown > seq || g.slots[k] != nil {
+			continue
+		}
+		if r.Device.Device == device { // who reads it sees it
+			delete(g.shown, k)
+			notes = append(notes, gone(noteShown+k.name()))
+			continue
+		}
+		b := &bell{Kind: Clear, Last: seq, Due: now.Add(clearDelay).UnixMilli(), Expires: now.Add(clearTTL).UnixMilli(), key: k, place: -1}
+		notes = append(notes, g.put(b))
+	}
+	g.mu.Unlock()
+	g.save(notes)
+	wake(g.wakeDue)
+}
+
+// A clear waits a little for more of them, and is of little use the next day.
+const (
+	clearDelay = 2 * time.Second
+	clearTTL   = 6 * time.Hour
+)
+
+// put adds or moves a bell; the note writes it down. Caller holds mu.
+func (g *Gateway) put(b *bell) store.Note {
+	g.slots[b.key] = b
+	g.due.remove(b)
+	if !b.busy {
+		g.due.push(b)
+	}
+	return note(noteBell+b.key.name(), b)
+}
+
+// drop takes a bell away. Caller holds mu.
+func (g *Gateway) drop(b *bell) []store.Note {
+	g.due.remove(b)
+	b.off = true
+	if g.slots[b.key] == b {
+		delete(g.slots, b.key)
+	}
+	if b.call != nil {
+		return nil
+	}
+	return []store.Note{gone(noteBell + b.key.name())}
+}
+
+// save writes notes that need not be durable at once. If they cannot be written
+// the store is away, and what they say is found out again.
+func (g *Gateway) save(notes []store.Note) {
+	if len(notes) == 0 {
+		return
+	}
+	if err := g.opt.Store.PutNotes(context.Background(), notes, false); err != nil {
+		g.log.Warn("bells not written down", "error", err)
+	}
+}
+
+// record notes a decision for metrics and explanations.
+func (g *Gateway) record(b *bell, step string, d Decision, detail string) {
+	g.history.add(Step{At: g.opt.Now().UnixMilli(), Conv: b.key.conv, First: b.First, Last: b.Last, Device: b.key.dev, Step: step, Go: d.Go, Reason: d.Reason, Detail: detail})
+	if fn := g.opt.Events.Decided; fn != nil {
+		fn(step, d.Reason)
+	}
+}
+
+// Pending is how many devices wait to be rung.
+func (g *Gateway) Pending() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.slots)
+}
+
+// Run rings until ctx is done. What is under way is ended; what waits is taken up
+// by the next run.
+func (g *Gateway) Run(ctx context.Context) {
+	var living sync.WaitGroup
+	for i := range expanders {
+		living.Go(func() { g.expandLoop(ctx, i) })
+	}
+	for _, a := range g.apps {
+		for range a.Workers {
+			living.Go(func() { a.work(ctx) })
+		}
+		living.Go(func() { // workers wait on a condition, which knows no context
+			<-ctx.Done()
+			a.mu.Lock()
+			a.closed = true
+			a.mu.Unlock()
+			a.cond.Broadcast()
+		})
+	}
+	living.Go(func() { g.catchUp(ctx) })
+	living.Go(func() { g.upkeep(ctx) })
+	g.schedule(ctx)
+	living.Wait()
+	for _, a := range g.apps {
+		_ = a.Sender.Close()
+	}
+}
+
+// schedule hands bells to their apps when they are due.
+func (g *Gateway) schedule(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		wait := time.Hour
+		now := g.opt.Now().UnixMilli()
+		var ready []*bell
+		g.mu.Lock()
+		for len(g.due) > 0 && len(ready) < 1000 {
+			b := g.due[0]
+			if b.Due > now {
+				wait = time.Duration(b.Due-now) * time.Millisecond
+				break
+			}
+			g.due.remove(b)
+			b.busy = true
+			ready = append(ready, b)
+		}
+		if len(ready) == 1000 {
+			wait = 0
+		}
+		g.mu.Unlock()
+		for _, b := range ready {
+			g.dispatch(b)
+		}
+		timer.Reset(wait)
+		select {
+		case <-timer.C:
+		case <-g.wakeDue:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// dispatch gives a bell to the app of its device.
+func (g *Gateway) dispatch(b *bell) {
+	g.mu.Lock()
+	r := g.registration(b)
+	g.mu.Unlock()
+	if r == nil {
+		g.finish(b, "send", no("no_address"), "")
+		return
+	}
+	a := g.apps[r.App]
+	if a == nil {
+		g.bury(b, *r, "no_such_app")
+		return
+	}
+	a.push(b)
+}
+
+// registration is where b's device is rung now. Caller holds mu.
+func (g *Gateway) registration(b *bell) *Registration {
+	var main *Registration
+	for _, r := range g.regs[b.key.dev.User] {
+		if r.Device != b.key.dev {
+			continue
+		}
+		if r.Kind == KindVoIP {
+			if b.Kind == Call {
+				return r
+			}
+			continue
+		}
+		main = r
+	}
+	return main
+}
+
+// finish ends a bell.
+func (g *Gateway) finish(b *bell, step string, d Decision, detail string) {
+	g.mu.Lock()
+	g.record(b, step, d, detail)
+	notes := g.drop(b)
+	g.mu.Unlock()
+	g.save(notes)
+}
+
+// later puts a bell back. Newer messages may have come meanwhile.
+func (g *Gateway) later(b *bell, at time.Time) {
+	g.mu.Lock()
+	b.busy = false
+	var notes []store.Note
+	if !b.off {
+		b.Due = at.UnixMilli()
+		n := g.put(b)
+		if b.call == nil {
+			notes = append(notes, n)
+		}
+	}
+	g.mu.Unlock()
+	g.save(notes)
+	wake(g.wakeDue)
+}
+
+// bucket returns the rates of a device. Caller holds mu.
+func (g *Gateway) bucket(k im.DeviceKey) *buckets {
+	b := g.buckets[k]
+	if b == nil {
+		b = &buckets{loud: rate.NewLimiter(rate.Every(loudEvery), loudBurst), silent: rate.NewLimiter(rate.Every(silentEvery), silentBurst)}
+		g.buckets[k] = b
+	}
+	b.used = g.opt.Now()
+	return b
+}
+
+// upkeep says that the gateway lives, and forgets what is not used.
+func (g *Gateway) upkeep(ctx context.Context) {
+	tick := time.NewTicker(aliveEvery)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		g.save([]store.Note{note(noteAlive, g.opt.Now().UnixMilli())})
+		if n%720 == 0 { // an hour
+			g.forgetUnused()
+		}
+	}
+}
+
+const (
+	aliveEvery = 5 * time.Second
+	// aliveSlack is by how much the mark of life may be older than what was written
+	// down after it: a note not yet durable at a crash, an entry on its way here.
+	aliveSlack = time.Minute
+	// unusedFor is after what time an address that no app has registered again is
+	// dropped: FCM calls tokens stale after 270 days.
+	unusedFor = 270 * 24 * time.Hour
+)
+
+func (g *Gateway) forgetUnused() {
+	limit := g.opt.Now().Add(-unusedFor).UnixMilli()
+	hour := g.opt.Now().Add(-time.Hour)
+	var notes []store.Note
+	g.mu.Lock()
+	for _, rs := range g.regs {
+		for _, r := range append([]*Registration(nil), rs...) {
+			if r.Registered < limit {
+				g.unkeep(r)
+				notes = append(notes, gone(r.key()))
+			}
+		}
+	}
+	for k, b := range g.buckets {
+		if b.used.Before(hour) && b.silent.Tokens() >= silentBurst {
+			delete(g.buckets, k)
+		}
+	}
+	if len(g.marks) > 100_000 {
+		clear(g.marks) // they are written down
+	}
+	g.mu.Unlock()
+	g.save(notes)
+}

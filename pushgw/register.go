@@ -1,0 +1,222 @@
+package pushgw
+
+import (
+	"context"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+// maxToken bounds an address: a Web Push subscription is the longest.
+const maxToken = 4096
+
+// Register sets where a device is rung. The address moves to it if another
+// device, of this user or another, had it. family is that of the caller's token:
+// when it is revoked the registration goes too. It is durable on return.
+func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a Address) error {
+	app := g.apps[a.App]
+	if app == nil || app.Provider != a.Provider {
+		return im.Refuse(im.Invalid, "unknown_app", "there is no app %q of %q here", a.App, a.Provider)
+	}
+	if a.Token == "" || len(a.Token) > maxToken {
+		return im.Refuse(im.Invalid, "token", "the token is 1 to %d bytes", maxToken)
+	}
+	if app.Check != nil {
+		if err := app.Check(a); err != nil {
+			return im.Refuse(im.Invalid, "token", "%s", err)
+		}
+	}
+	a.Registered = g.opt.Now().UnixMilli()
+	r := &Registration{Device: k, Family: family, Address: a}
+	var notes []store.Note
+	g.mu.Lock()
+	for _, old := range slices.Clone(g.regs[k.User]) {
+		if old.key() == r.key() {
+			if old.Token == a.Token && old.App == a.App && r.Environment == "" {
+				r.Environment = old.Environment
+			}
+			g.unkeep(old)
+		}
+	}
+	if old := g.held[heldBy(a)]; old != nil {
+		g.unkeep(old)
+		notes = append(notes, gone(old.key()))
+	}
+	g.keep(r)
+	notes = append(notes, note(r.key(), r))
+	g.mu.Unlock()
+	return g.opt.Store.PutNotes(ctx, notes, true)
+}
+
+// Unregister forgets where a device is rung, and its bells. It is durable on return.
+func (g *Gateway) Unregister(ctx context.Context, k im.DeviceKey) error {
+	return g.unregister(ctx, k.User, func(r *Registration) bool { return r.Device == k })
+}
+
+// Revoked forgets what was registered with tokens of a family, or all of a user's
+// registrations if that is "".
+func (g *Gateway) Revoked(ctx context.Context, u im.UserID, family string) error {
+	return g.unregister(ctx, u, func(r *Registration) bool { return family == "" || r.Family == family })
+}
+
+// Try sends one push to a device at once and returns what the provider said.
+func (g *Gateway) Try(ctx context.Context, k im.DeviceKey, text string) (Result, error) {
+	b := &bell{Kind: Alert, Expires: g.opt.Now().Add(time.Minute).UnixMilli(), key: slotKey{k, "try"}}
+	g.mu.Lock()
+	r := g.registration(b)
+	g.mu.Unlock()
+	if r == nil {
+		return Result{}, im.Refuse(im.NotFound, "no_address", "this device has registered no address")
+	}
+	a := g.apps[r.App]
+	if a == nil {
+		return Result{}, im.Refuse(im.NotFound, "no_such_app", "there is no app %q in the configuration", r.App)
+	}
+	id := rand.Text()
+	p := &Push{ID: pushID(&bell{key: slotKey{k, im.ConvID(id)}}, r.Address), To: r.Address, Kind: Alert, Collapse: collapse(im.ConvID(id)), Expires: time.UnixMilli(b.Expires),
+		Title: "Parley", Body: text, Sound: alertSound, Data: map[string]string{"try": "1"}}
+	if text == "" {
+		p.BodyKey = LocNew
+	}
+	return a.Sender.Send(ctx, p), nil
+}
+
+func (g *Gateway) unregister(ctx context.Context, u im.UserID, out func(*Registration) bool) error {
+	var notes []store.Note
+	g.mu.Lock()
+	for _, r := range slices.Clone(g.regs[u]) {
+		if !out(r) {
+			continue
+		}
+		g.unkeep(r)
+		notes = append(notes, gone(r.key()))
+		for k, b := range g.slots {
+			if k.dev == r.Device {
+				notes = append(notes, g.drop(b)...)
+			}
+		}
+	}
+	g.mu.Unlock()
+	if len(notes) == 0 {
+		return nil
+	}
+	return g.opt.Store.PutNotes(ctx, notes, true)
+}
+
+// Registrations returns where a user's devices are rung.
+func (g *Gateway) Registrations(u im.UserID) []Registration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []Registration
+	for _, r := range g.regs[u] {
+		out = append(out, *r)
+	}
+	return out
+}
+
+// forget drops an address that the provider does not know any more.
+func (g *Gateway) forget(r *Registration, reason string) {
+	g.mu.Lock()
+	g.unkeep(r)
+	g.mu.Unlock()
+	g.log.Info("push address dropped", "device", r.Device, "provider", r.Provider, "app", r.App, "reason", reason)
+	g.save([]store.Note{gone(r.key())})
+}
+
+func heldBy(a Address) string { return strings.Join([]string{a.Provider, a.App, a.Token}, "\x00") }
+
+// keep and unkeep change what is in memory. Caller holds mu, or nobody else is there.
+func (g *Gateway) keep(r *Registration) {
+	g.regs[r.Device.User] = append(g.regs[r.Device.User], r)
+	g.held[heldBy(r.Address)] = r
+	g.any.Add(1)
+}
+
+func (g *Gateway) unkeep(r *Registration) {
+	rs := g.regs[r.Device.User]
+	i := slices.Index(rs, r)
+	if i < 0 {
+		return
+	}
+	rs = slices.Delete(slices.Clone(rs), i, i+1)
+	if len(rs) == 0 {
+		delete(g.regs, r.Device.User)
+	} else {
+		g.regs[r.Device.User] = rs
+	}
+	if g.held[heldBy(r.Address)] == r {
+		delete(g.held, heldBy(r.Address))
+	}
+	g.any.Add(-1)
+}
+
+// Settings returns what a user wants.
+func (g *Gateway) Settings(u im.UserID) Settings {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.settings[u]; s != nil {
+		return *s
+	}
+	return Settings{}
+}
+
+// maxConvSettings bounds how many conversations one user has wishes for.
+const maxConvSettings = 10_000
+
+// PutSettings replaces what a user wants. It is durable on return.
+func (g *Gateway) PutSettings(ctx context.Context, u im.UserID, s Settings) error {
+	if err := s.Check(); err != nil {
+		return err
+	}
+	if len(s.Conv) > maxConvSettings {
+		return im.Refuse(im.TooMany, "settings", "settings for at most %d conversations", maxConvSettings)
+	}
+	if err := g.opt.Store.PutNotes(ctx, []store.Note{note(noteSet+string(u), &s)}, true); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	g.keepSettings(u, &s)
+	g.mu.Unlock()
+	return nil
+}
+
+// PutLevel changes the wish for one conversation; the zero ConvLevel removes it.
+func (g *Gateway) PutLevel(ctx context.Context, u im.UserID, conv im.ConvID, l ConvLevel) error {
+	s := g.Settings(u)
+	next := make(map[im.ConvID]ConvLevel, len(s.Conv)+1)
+	for c, v := range s.Conv {
+		next[c] = v
+	}
+	if l == (ConvLevel{}) {
+		delete(next, conv)
+	} else {
+		next[conv] = l
+	}
+	s.Conv = next
+	return g.PutSettings(ctx, u, s)
+}
+
+// keepSettings changes what is in memory. Caller holds mu, or nobody else is there.
+func (g *Gateway) keepSettings(u im.UserID, s *Settings) {
+	if old := g.settings[u]; old != nil {
+		for c := range old.Conv {
+			delete(g.keen[c], u)
+			if len(g.keen[c]) == 0 {
+				delete(g.keen, c)
+			}
+		}
+	}
+	g.settings[u] = s
+	for c, l := range s.Conv {
+		if l.Level == LevelAll {
+			if g.keen[c] == nil {
+				g.keen[c] = map[im.UserID]bool{}
+			}
+			g.keen[c][u] = true
+		}
+	}
+}
