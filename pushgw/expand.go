@@ -274,6 +274,9 @@ func (g *Gateway) ring(e *im.Entry, r *Registration, large, mentioned bool) (n s
 	if !d.Go {
 		return n, false
 	}
+	online := g.opt.House.AnyOnline(r.Device.User)
+	wait, why := g.opt.Grace.of(presence{online: online, active: online && now.Sub(g.active[r.Device.User]) < activeFor})
+	due := now.Add(wait).UnixMilli()
 	if b := g.slots[k]; b != nil && b.Kind == Alert {
 		if b.Last >= e.Seq {
 			return n, false // looked at before
@@ -281,15 +284,16 @@ func (g *Gateway) ring(e *im.Entry, r *Registration, large, mentioned bool) (n s
 		b.Last, b.From, b.Mention = e.Seq, e.From, b.Mention || mentioned
 		b.Count++
 		b.Expires = e.TS + g.opt.TTL.Milliseconds()
-		g.record(probe, "collapse", yes("replaces"), "")
-		return note(noteBell+k.name(), b), true
+		g.record(probe, "collapse", yes("replaces"), why)
+		if b.Tries == 0 && due < b.Due { // who was online when it began has left
+			b.Due = due
+		}
+		return g.put(b), true
 	} else if b != nil { // a clear gives way: the push that follows sets the badge too
 		g.drop(b)
 	}
-	p := presence{online: g.opt.House.AnyOnline(r.Device.User), active: now.Sub(g.active[r.Device.User]) < activeFor && g.opt.House.AnyOnline(r.Device.User)}
-	wait, why := g.opt.Grace.of(p)
 	g.record(probe, "grace", yes(why), wait.String())
-	b := &bell{Kind: Alert, First: e.Seq, Last: e.Seq, Count: 1, From: e.From, Mention: mentioned, Due: now.Add(wait).UnixMilli(), Expires: e.TS + g.opt.TTL.Milliseconds(), key: k, place: -1}
+	b := &bell{Kind: Alert, First: e.Seq, Last: e.Seq, Count: 1, From: e.From, Mention: mentioned, Due: due, Expires: e.TS + g.opt.TTL.Milliseconds(), key: k, place: -1}
 	return g.put(b), true
 }
 

@@ -49,7 +49,7 @@ func newRoot() *cobra.Command {
 		Version:       versionString(),
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServeCmd(), newUserCmd(), newCheckCmd(), newBackupCmd(), newRestoreCmd(), newExportCmd(), newImportCmd(), newVersionCmd())
+	root.AddCommand(newServeCmd(), newUserCmd(), newCheckCmd(), newBackupCmd(), newRestoreCmd(), newPushCmd(), newExportCmd(), newImportCmd(), newVersionCmd())
 	root.AddCommand(extraCommands()...)
 	return root
 }

@@ -22,7 +22,7 @@ type clock struct{ ns atomic.Int64 }
 
 func newClock() *clock {
 	c := &clock{}
-	c.ns.Store(time.Now().UnixNano())
+	c.ns.Store(time.Now().Truncate(renewEvery).UnixNano()) // when a token is just issued
 	return c
 }
 

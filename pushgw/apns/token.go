@@ -1,7 +1,11 @@
 package apns
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/sha256"
+	"encoding/asn1"
+	"math/big"
 	"sync"
 	"time"
 
@@ -10,8 +14,12 @@ import (
 
 // When provider tokens are made. Apple takes one for an hour, and answers
 // TooManyProviderTokenUpdates to one that is replaced before 20 minutes.
+//
+// A token's time of issue is the last full renewEvery, and its signature is the
+// deterministic one (RFC 6979): every process of a fleet, and a process that was
+// started again, makes the same token without asking anybody.
 const (
-	renewAfter = 45 * time.Minute
+	renewEvery = 40 * time.Minute
 	leastAge   = 20 * time.Minute
 )
 
@@ -60,8 +68,8 @@ func (t *Tokens) bearer(name keyName) (string, error) {
 	defer t.mu.Unlock()
 	p, now := t.mu.by[name], t.now()
 	var err error
-	if p.bearer == "" || now.Sub(p.issued) >= renewAfter && !now.Before(p.held) {
-		err = p.issue(name, now)
+	if p.bearer == "" || now.Sub(p.issued) >= renewEvery && !now.Before(p.held) {
+		err = p.issue(name, now.Truncate(renewEvery))
 	}
 	return p.bearer, err
 }
@@ -99,12 +107,25 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-func (p *provider) issue(name keyName, now time.Time) error {
-	t := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.RegisteredClaims{Issuer: name.team, IssuedAt: jwt.NewNumericDate(now)})
+func (p *provider) issue(name keyName, at time.Time) error {
+	t := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.RegisteredClaims{Issuer: name.team, IssuedAt: jwt.NewNumericDate(at)})
 	t.Header["kid"] = name.id
-	s, err := t.SignedString(p.key)
-	if err == nil {
-		p.bearer, p.issued = s, now
+	text, err := t.SigningString()
+	if err != nil {
+		return err
 	}
-	return err
+	sum := sha256.Sum256([]byte(text))
+	der, err := p.key.Sign(nil, sum[:], crypto.SHA256) // no randomness: RFC 6979
+	if err != nil {
+		return err
+	}
+	var sig struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(der, &sig); err != nil {
+		return err
+	}
+	raw := make([]byte, 64) // as JWS wants it (RFC 7518, 3.4)
+	sig.R.FillBytes(raw[:32])
+	sig.S.FillBytes(raw[32:])
+	p.bearer, p.issued = text+"."+t.EncodeSegment(raw), at
+	return nil
 }

@@ -1,0 +1,232 @@
+package plays
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/parley-im/parley/pushgw/pushtest"
+)
+
+// ringing is a house that rings phones at a simulator.
+func ringing(t *testing.T, o pushtest.Options, more ...string) (*House, *pushtest.Simulator) {
+	t.Helper()
+	sim, err := pushtest.Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sim.Close() })
+	dir := t.TempDir()
+	if err := sim.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	team, id, _ := sim.APNsKey()
+	conf := fmt.Sprintf(`
+limits: {off: true}
+push:
+  privacy: full
+  grace_online: 1s
+  apps:
+    - {name: ios, provider: apns, bundle: com.example.chat, team: %s, key_id: %s, key: %s/AuthKey_%s.p8, endpoint: %q, sandbox: %q, ca: %s/ca.pem}
+    - {name: android, provider: fcm, service_account: %s/service-account.json, endpoint: %q, ca: %s/ca.pem}
+`, team, id, dir, id, sim.URLs.APNs, sim.URLs.Sandbox, dir, dir, sim.URLs.FCM, dir)
+	file := filepath.Join(dir, "parley.yaml")
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Open(t, append([]string{"--config", file}, more...)...), sim
+}
+
+// token is an APNs token that nobody else has.
+func token(n int) string { return fmt.Sprintf("%064x", 0xabc000+n) }
+
+// rings waits until the simulator has accepted n pushes.
+func rings(t *testing.T, sim *pushtest.Simulator, n int) []pushtest.Entry {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		l := sim.Ledger()
+		if len(l) >= n {
+			if len(l) > n {
+				t.Fatalf("%d pushes, want %d: %s", len(l), n, l[len(l)-1].Payload)
+			}
+			return l
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d pushes, want %d", len(l), n)
+		}
+		time.Sleep(5 * time.Millisecond) // a poll of the condition
+	}
+}
+
+// payload is what an iPhone gets.
+type payload struct {
+	APS struct {
+		Alert struct{ Title, Body string }
+		Badge *int
+	}
+	Conv, Seq, ID, From string
+}
+
+func parsePayload(t *testing.T, e pushtest.Entry) (p payload) {
+	t.Helper()
+	if err := json.Unmarshal(e.Payload, &p); err != nil {
+		t.Fatalf("%s: %v", e.Payload, err)
+	}
+	return p
+}
+
+// TestThePhoneRingsOnce: away, it rings once; it comes back and gets the message;
+// it is read elsewhere, and the badge clears.
+func TestThePhoneRingsOnce(t *testing.T) {
+	t.Parallel()
+	h, sim := ringing(t, pushtest.Options{})
+	alice, bob := h.Person("alice"), h.Person("bob")
+	h.Friends(alice, bob)
+	phone := alice.Connect("phone")
+	alice.must(204, "PUT", "/v1/devices/phone/push", map[string]string{"provider": "apns", "app": "ios", "token": token(1)}, nil)
+	b := bob.Connect("laptop")
+
+	b.Publish("dm/alice", "are you there?")
+	phone.Expect("dm/bob", "are you there?")
+	phone.Leave() // what it has acknowledged does not ring
+
+	if ack := b.Publish("dm/alice", "dinner at 8?"); ack.Seq != 2 {
+		t.Fatalf("%+v", ack)
+	}
+	p := parsePayload(t, rings(t, sim, 1)[0])
+	if p.APS.Alert.Title != "bob" || p.APS.Alert.Body != "dinner at 8?" || p.APS.Badge == nil || *p.APS.Badge != 2 || p.Conv != "dm/bob" || p.Seq != "2" {
+		t.Errorf("it shows %+v", p)
+	}
+	phone = alice.Connect("phone")
+	phone.Expect("dm/bob", "dinner at 8?")
+	phone.Leave()
+
+	alice.must(200, "PUT", "/v1/conversations/dm/bob/read", map[string]any{"seq": 2}, nil)
+	clear := rings(t, sim, 2)[1]
+	if p := parsePayload(t, clear); clear.Type != "background" || p.APS.Badge == nil || *p.APS.Badge != 0 || p.APS.Alert.Body != "" {
+		t.Errorf("the clear is %s %s", clear.Type, clear.Payload)
+	}
+
+	out := cli(t, h, "push", "explain", "alice", "dm/bob", "2")
+	for _, want := range []string{"alice/phone", "eligible", "nobody_online", "rung"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("explain does not say %q:\n%s", want, out)
+		}
+	}
+	if out := cli(t, h, "push", "send", "alice", "phone", "--text", "a try"); !strings.Contains(out, "the provider has it") {
+		t.Error(out)
+	}
+	rings(t, sim, 3)
+	alice.must(204, "PUT", "/v1/push", map[string]any{"quiet": map[string]string{"from": "00:00", "to": "23:59", "zone": "UTC"}}, nil)
+	alice.must(422, "PUT", "/v1/push", map[string]any{"quiet": map[string]string{"from": "0", "to": "23:59", "zone": "UTC"}}, nil)
+	alice.must(204, "PUT", "/v1/conversations/dm/bob/push", map[string]any{"level": "none"}, nil)
+	alice.must(422, "PUT", "/v1/devices/phone/push", map[string]string{"provider": "apns", "app": "ios", "token": "no/../token"}, nil)
+	alice.must(204, "POST", "/v1/logout", nil, nil)
+	if out, err := exec.Command(binary, "push", "send", "alice", "phone", "--data-dir", h.dir).CombinedOutput(); err == nil {
+		t.Errorf("a phone that was logged out can be rung: %s", out)
+	}
+}
+
+// TestKill9LosesNoBell kills the server while messages go to phones that are away
+// and the provider fails now and then. In the end every phone was rung for the
+// last message of every conversation, and a message that was pushed twice has
+// the same id both times.
+func TestKill9LosesNoBell(t *testing.T) {
+	n := *seed
+	if n == 0 {
+		n = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", n)
+	rng := rand.New(rand.NewPCG(n, 2))
+	var mu sync.Mutex // the simulator asks from many goroutines
+	dice := rand.New(rand.NewPCG(n, 3))
+	flaky := func(pushtest.Request) pushtest.Reply {
+		mu.Lock()
+		defer mu.Unlock()
+		switch dice.IntN(12) {
+		case 0:
+			return pushtest.Reply{Status: 503, Reason: "ServiceUnavailable"}
+		case 1:
+			return pushtest.Reply{Reset: pushtest.ResetBefore}
+		case 2:
+			return pushtest.Reply{Reset: pushtest.ResetAfter}
+		}
+		return pushtest.Reply{}
+	}
+	h, sim := ringing(t, pushtest.Options{Script: flaky})
+	bob := h.Person("bob")
+	const phones = 6
+	for i := range phones {
+		p := h.Person(fmt.Sprint("p", i))
+		h.Friends(p, bob)
+		p.Connect("phone").Leave()
+		p.must(204, "PUT", "/v1/devices/phone/push", map[string]string{"provider": "apns", "app": "ios", "token": token(i)}, nil)
+	}
+	last := map[string]uint64{} // by phone's owner: the last seq acknowledged
+	send := func(d *Device, i int) bool {
+		to := fmt.Sprint("p", i%phones)
+		out, ok := d.try(message{topic: fmt.Sprintf("dm/%s/id/%d", to, i), body: fmt.Sprint(i), qos: 1, id: uint16(i%60000 + 1)})
+		if ok {
+			last[to] = max(last[to], out.Seq)
+		}
+		return ok
+	}
+	i := 0
+	for k := range *kills + 1 {
+		d := bob.Connect("laptop")
+		for range 20 + rng.IntN(60) {
+			if !send(d, i) {
+				t.Fatal("not acknowledged")
+			}
+			i++
+		}
+		if k < *kills {
+			h.Kill()
+			h.Start()
+		}
+	}
+	deadline := time.Now().Add(4 * patience)
+	for {
+		rung, ids, doubles := map[string]uint64{}, map[string]string{}, 0
+		for _, e := range sim.Ledger() {
+			p := parsePayload(t, e)
+			if e.Type != "alert" {
+				continue
+			}
+			var seq uint64
+			_, _ = fmt.Sscan(p.Seq, &seq)
+			rung[e.Token] = max(rung[e.Token], seq)
+			k := e.Token + " " + p.Seq
+			if old, twice := ids[k]; twice {
+				doubles++
+				if old != e.ID {
+					t.Fatalf("seq %s was pushed with two ids", p.Seq)
+				}
+			}
+			ids[k] = e.ID
+		}
+		missing := 0
+		for i := range phones {
+			if rung[token(i)] < last[fmt.Sprint("p", i)] {
+				missing++
+			}
+		}
+		if missing == 0 {
+			t.Logf("%d kills, %d messages, %d pushes, %d of them again with their id", *kills, i, len(sim.Ledger()), doubles)
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Log(cli(t, h, "push", "explain", "p0", "dm/bob", fmt.Sprint(last["p0"])))
+			t.Fatalf("%d phones were not rung for their last message: %v, want %v", missing, rung, last)
+		}
+		time.Sleep(20 * time.Millisecond) // a poll of the condition
+	}
+}
