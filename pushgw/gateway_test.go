@@ -147,10 +147,12 @@ type family struct {
 	groups map[im.GroupID][]im.UserID
 }
 
-func (f *family) Members(_ context.Context, g im.GroupID) ([]im.UserID, error) { return f.groups[g], nil }
-func (f *family) UserName(_ context.Context, u im.UserID) string               { return string(u) }
-func (f *family) GroupName(_ context.Context, g im.GroupID) string             { return string(g) }
-func (f *family) Unread(context.Context, im.UserID) (int, error)               { return 1, nil }
+func (f *family) Members(_ context.Context, g im.GroupID) ([]im.UserID, error) {
+	return f.groups[g], nil
+}
+func (f *family) UserName(_ context.Context, u im.UserID) string   { return string(u) }
+func (f *family) GroupName(_ context.Context, g im.GroupID) string { return string(g) }
+func (f *family) Unread(context.Context, im.UserID) (int, error)   { return 1, nil }
 func (f *family) Online(k im.DeviceKey) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -409,14 +411,16 @@ func TestAnswers(t *testing.T) {
 		stays  bool // the address
 		dead   int
 	}{
-		"gone":                         {func(int) Result { return Result{Outcome: Gone} }, 1, false, 0},
-		"gone before it registered":    {func(n int) Result { return []Result{{Outcome: Gone, Since: now().Add(-time.Hour)}, {}}[min(n, 2)-1] }, 2, true, 0},
-		"gone since a moment ago":      {func(int) Result { return Result{Outcome: Gone, Since: now().Add(time.Second)} }, 1, false, 0},
-		"of another app":               {func(int) Result { return Result{Outcome: Misplaced} }, 1, false, 0},
-		"wrong":                        {func(int) Result { return Result{Outcome: Rejected, Reason: "BadTopic"} }, 1, true, 1},
-		"too large, then not":          {func(n int) Result { return []Result{{Outcome: TooLarge}, {}}[min(n, 2)-1] }, 2, true, 0},
-		"too large always":             {func(int) Result { return Result{Outcome: TooLarge} }, 3, true, 1},
-		"the device's limit, then not": {func(n int) Result { return []Result{{Outcome: Retry, Device: true, After: time.Minute}, {}}[min(n, 2)-1] }, 2, true, 0},
+		"gone":                      {func(int) Result { return Result{Outcome: Gone} }, 1, false, 0},
+		"gone before it registered": {func(n int) Result { return []Result{{Outcome: Gone, Since: now().Add(-time.Hour)}, {}}[min(n, 2)-1] }, 2, true, 0},
+		"gone since a moment ago":   {func(int) Result { return Result{Outcome: Gone, Since: now().Add(time.Second)} }, 1, false, 0},
+		"of another app":            {func(int) Result { return Result{Outcome: Misplaced} }, 1, false, 0},
+		"wrong":                     {func(int) Result { return Result{Outcome: Rejected, Reason: "BadTopic"} }, 1, true, 1},
+		"too large, then not":       {func(n int) Result { return []Result{{Outcome: TooLarge}, {}}[min(n, 2)-1] }, 2, true, 0},
+		"too large always":          {func(int) Result { return Result{Outcome: TooLarge} }, 3, true, 1},
+		"the device's limit, then not": {func(n int) Result {
+			return []Result{{Outcome: Retry, Device: true, After: time.Minute}, {}}[min(n, 2)-1]
+		}, 2, true, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRig(t)
