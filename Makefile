@@ -33,8 +33,10 @@ bench: build ## compare with stock mochi-mqtt in one interleaved run
 bench-store: ## compare the engines; PARLEY_TEST_MONGODB_URI names a MongoDB, without it FerretDB stands in
 	$(GO) test ./store/pebblestore ./store/mongostore -run '^$$' -bench 'BenchmarkStore' -benchtime $${BENCHTIME:-500x}
 
-crash: build ## hundreds of kill -9 under load, with a ledger of what was acknowledged
-	$(GO) test ./internal/plays -run TestKill9 -kills 200 -timeout 60m -v
+crash: build ## the faults of go test, many times: kill -9 (messages, bells), power loss, failing calls, a failing MongoDB
+	$(GO) test ./internal/plays -run 'TestKill9$$|LosesNoBell' -kills 200 -timeout 60m -v
+	$(GO) test ./store/pebblestore -run Everywhere -points 1500 -timeout 60m -v
+	$(GO) test ./store/mongostore -run 'Faults|Dies|Writers|Away' -count 5 -timeout 60m -v
 
 fuzz: ## each fuzz target for a while
 	@for p in im broker store/pebblestore pushgw/webpush; do \

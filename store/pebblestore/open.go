@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -168,7 +171,30 @@ func (q quiet) Errorf(format string, args ...any) {
 	q.s.log.Error("store", "error", fmt.Sprintf(format, args...))
 }
 func (q quiet) Fatalf(format string, args ...any) {
-	panic(fatal{fmt.Errorf(format, args...)})
+	err := fmt.Errorf(format, args...)
+	if ours() {
+		panic(fatal{err}) // recovered where we called Pebble
+	}
+	// A flush or compaction of Pebble's own could not write down what it did. The
+	// database in memory is of no use any more and cannot be closed; on disk
+	// everything that was acknowledged is safe.
+	q.s.log.Error("the store cannot go on and the process ends: nothing that was acknowledged is lost; start it again once the disk works", "error", err)
+	os.Exit(1)
+}
+
+// ours reports whether the calling goroutine is in a call of this package.
+func ours() bool {
+	var pcs [64]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])]) // without Fatalf and ours
+	for {
+		f, more := frames.Next()
+		if strings.Contains(f.Function, "/store/pebblestore.") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 func (s *Store) options(readOnly bool) *pebble.Options {

@@ -1,0 +1,326 @@
+package pebblestore
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
+)
+
+var (
+	points = flag.Int("points", 120, "at how many calls to the file system the plug is pulled, or a fault made")
+	seed   = flag.Uint64("seed", 0, "seed of the tests with faults; 0: a new one, which is printed")
+)
+
+func seeded(t *testing.T) *rand.Rand {
+	n := *seed
+	if n == 0 {
+		n = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", n)
+	return rand.New(rand.NewPCG(n, 1))
+}
+
+// workload writes from several goroutines to several conversations, with and
+// without ids, with receipts, transactions and trims, in a store that is so small
+// that it flushes and compacts all the time.
+type workload struct {
+	mu    sync.Mutex
+	acked map[string]im.Seq // conversation and body → seq
+	print bool              // say each on the standard output
+}
+
+func (w *workload) snapshot() map[string]im.Seq {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make(map[string]im.Seq, len(w.acked))
+	for k, v := range w.acked {
+		out[k] = v
+	}
+	return out
+}
+
+const workConvs = 3
+
+func workConv(i int) im.ConvID { return im.GroupConv(im.GroupID(fmt.Sprint("g", i%workConvs))) }
+
+// run works until stop says so; again, if an append fails.
+func (w *workload) run(s *Store, stop func() bool) {
+	w.acked = map[string]im.Seq{}
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := 0; !stop(); i++ {
+				conv := workConv(g + i)
+				body := fmt.Sprintf("%d-%d-%0200d", g, i, i)
+				for !stop() {
+					done := make(chan struct{})
+					a := &store.Append{Entry: im.Entry{Conv: conv, From: im.UserID(fmt.Sprint("u", g)), Device: "d", ID: body, Body: []byte(body)}, Done: func(*store.Append) { close(done) }}
+					if g == 3 {
+						a.Packet = uint16(i%60000 + 1)
+					}
+					s.Append(a)
+					<-done
+					if a.Err == nil {
+						w.mu.Lock()
+						w.acked[string(conv)+" "+body] = a.Entry.Seq
+						if w.print {
+							fmt.Printf("ack %s %s %d\n", conv, body, a.Entry.Seq)
+						}
+						w.mu.Unlock()
+						break
+					}
+				}
+				if i%10 == 9 {
+					_ = s.Commit(context.Background(), &store.Tx{Users: []store.User{{ID: im.UserID(fmt.Sprint("x", g, "-", i))}}, Entries: []*store.Append{{Entry: im.Entry{Conv: conv, Op: im.OpEvent, Event: "e"}}}})
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// check wants everything that was acknowledged, each conversation dense, ids
+// remembered, and a store that takes more.
+func (w *workload) check(t *testing.T, s *Store, acked map[string]im.Seq, when string) {
+	t.Helper()
+	ctx := context.Background()
+	found := map[string]im.Seq{}
+	for c := range workConvs {
+		es, err := s.Range(ctx, workConv(c), 0, 1<<20, 1<<30)
+		if err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		for i, e := range es {
+			if e.Seq != im.Seq(i+1) {
+				t.Fatalf("%s: %s: seq %d at place %d", when, e.Conv, e.Seq, i+1)
+			}
+			k := string(e.Conv) + " " + string(e.Body)
+			if _, twice := found[k]; twice && e.Op == im.OpMessage {
+				t.Fatalf("%s: %s is there twice", when, k)
+			}
+			found[k] = e.Seq
+		}
+	}
+	for k, seq := range acked {
+		if found[k] != seq {
+			t.Fatalf("%s: %.20s was acknowledged at %d and stands at %d", when, k, seq, found[k])
+		}
+	}
+	for k, seq := range acked { // one of them is sent again
+		conv, body := im.ConvID(k[:4]), k[5:]
+		done := make(chan struct{})
+		a := &store.Append{Entry: im.Entry{Conv: conv, From: im.UserID("u" + body[:1]), ID: body, Body: []byte(body)}, Done: func(*store.Append) { close(done) }}
+		s.Append(a)
+		<-done
+		if a.Err != nil || !a.Dup || a.Entry.Seq != seq {
+			t.Fatalf("%s: sent again: %v dup=%v seq=%d, want %d", when, a.Err, a.Dup, a.Entry.Seq, seq)
+		}
+		break
+	}
+}
+
+var tiny = Options{MemTableBytes: 64 << 10, CacheBytes: 1 << 20}
+
+// TestPowerLossEverywhere pulls the plug before many of the calls that the store
+// makes to its file system, whatever they are for: the log, tables, the manifest.
+// A part of what was not synced survives, at random.
+func TestPowerLossEverywhere(t *testing.T) {
+	rng := seeded(t)
+	mem := vfs.NewCrashableMem()
+	type plug struct {
+		op    string
+		disk  *vfs.MemFS
+		acked map[string]im.Seq
+	}
+	var (
+		w     workload
+		mu    sync.Mutex
+		plugs []plug
+		calls int
+		kinds = map[errorfs.OpKind]int{}
+		armed atomic.Bool
+	)
+	every := 7
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if !armed.Load() {
+			return nil
+		}
+		switch op.Kind {
+		case errorfs.OpFileRead, errorfs.OpFileReadAt, errorfs.OpOpen, errorfs.OpStat, errorfs.OpFileStat, errorfs.OpList, errorfs.OpGetDiskUsage, errorfs.OpOpenDir, errorfs.OpFilePreallocate, errorfs.OpFileFlush, errorfs.OpFileClose:
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		// Rare kinds always, the writes and syncs of the log now and then.
+		if calls++; kinds[op.Kind] > *points/10 && calls%every != 0 || len(plugs) >= *points {
+			return nil
+		}
+		kinds[op.Kind]++
+		acked := w.snapshot() // before the clone: it must hold at least these
+		plugs = append(plugs, plug{fmt.Sprintf("%v %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}), acked})
+		return nil
+	})
+	o := tiny
+	o.FS = errorfs.Wrap(mem, inject)
+	s := open(t, "db", o)
+	armed.Store(true)
+	w.run(s, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(plugs) >= *points
+	})
+	armed.Store(false)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range plugs {
+		o := tiny
+		o.FS = p.disk
+		s := open(t, "db", o)
+		w.check(t, s, p.acked, "plug pulled before "+p.op)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d points of %d calls, by kind %v; %d acknowledged in the end", len(plugs), calls, kinds, len(w.acked))
+}
+
+// TestAFaultEverywhere makes one call to the file system fail, each time another
+// one, while a store works, in a process of its own: Pebble ends the process
+// where it cannot write its manifest or begin another log, and that is not to be
+// survived. Nothing that was acknowledged is lost, nothing is there twice, and a
+// store that lives works on.
+func TestAFaultEverywhere(t *testing.T) {
+	rng := seeded(t)
+	var ended, lived atomic.Int32
+	t.Cleanup(func() { t.Logf("%d faults were survived, %d ended the process", lived.Load(), ended.Load()) })
+	for n := range *points / 3 {
+		k := n + 1 // one after the other in the beginning, then at random
+		if n > *points/6 {
+			k = rng.IntN(1500) + 1
+		}
+		fault := []syscall.Errno{syscall.EIO, syscall.ENOSPC}[n%2]
+		t.Run(fmt.Sprintf("call %d: %v", k, fault), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			cmd := exec.Command(os.Args[0], "-test.run=^TestFaultChild$")
+			cmd.Env = append(os.Environ(), fmt.Sprintf("PARLEY_FAULT=%s %d %d", dir, k, int(fault)))
+			out, err := cmd.Output()
+			acked, alive := map[string]im.Seq{}, false
+			for line := range strings.Lines(string(out)) {
+				var conv, body string
+				var seq im.Seq
+				if n, _ := fmt.Sscanf(line, "ack %s %s %d", &conv, &body, &seq); n == 3 {
+					acked[conv+" "+body] = seq
+				}
+				alive = alive || line == "alive\n"
+			}
+			if alive != (err == nil) {
+				t.Fatalf("alive %v, %d acknowledged, %v\n%s", alive, len(acked), err, out)
+			}
+			if alive {
+				lived.Add(1)
+			} else {
+				ended.Add(1)
+			}
+			s := open(t, dir, tiny)
+			defer func() { _ = s.Close() }()
+			new(workload).check(t, s, acked, fmt.Sprintf("after call %d failed (alive %v)", k, alive))
+		})
+	}
+}
+
+// TestFaultChild is the process that TestAFaultEverywhere starts.
+func TestFaultChild(t *testing.T) {
+	var dir string
+	var k int64
+	var errno int
+	if n, _ := fmt.Sscan(os.Getenv("PARLEY_FAULT"), &dir, &k, &errno); n != 3 {
+		t.Skip("started by TestAFaultEverywhere")
+	}
+	var calls atomic.Int64
+	var armed, hit atomic.Bool
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if !armed.Load() || op.Kind.ReadOrWrite() != errorfs.OpIsWrite || calls.Add(1) != k {
+			return nil
+		}
+		hit.Store(true)
+		return syscall.Errno(errno)
+	})
+	o := tiny
+	o.FS = errorfs.Wrap(vfs.Default, inject)
+	s := open(t, dir, o)
+	armed.Store(true)
+	end := time.Now().Add(30 * time.Second)
+	extra := 0
+	w := workload{print: true}
+	w.run(s, func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if hit.Load() {
+			extra++
+		}
+		return extra > 400 || time.Now().After(end)
+	})
+	if !hit.Load() {
+		t.Fatalf("only %d calls were made", calls.Load())
+	}
+	for s.Ping(context.Background()) != nil {
+		if time.Now().After(end) {
+			t.Fatal("the store did not come back")
+		}
+		time.Sleep(5 * time.Millisecond) // a poll of the condition
+	}
+	w.check(t, s, w.acked, "in the process itself")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println("alive")
+}
+
+// TestTheClockJumps: a day forward and back, times never decrease within a
+// conversation and ids stay known.
+func TestTheClockJumps(t *testing.T) {
+	now := time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC)
+	s := open(t, "db", Options{FS: vfs.NewMem(), Now: func() time.Time { return now }})
+	defer func() { _ = s.Close() }()
+	put := func(id string) *store.Append {
+		done := make(chan struct{})
+		a := &store.Append{Entry: im.Entry{Conv: "d/a/b", From: "a", ID: id}, Done: func(*store.Append) { close(done) }}
+		s.Append(a)
+		<-done
+		if a.Err != nil {
+			t.Fatal(a.Err)
+		}
+		return a
+	}
+	last := int64(0)
+	for i, jump := range []time.Duration{0, 24 * time.Hour, -48 * time.Hour, time.Second, 24 * time.Hour, -24 * time.Hour, 72 * time.Hour} {
+		now = now.Add(jump)
+		a := put(fmt.Sprint(i))
+		if a.Dup || a.Entry.TS < last || a.Entry.Seq != im.Seq(i+1) {
+			t.Errorf("jump %d: %+v after %d", i, a.Entry, last)
+		}
+		last = a.Entry.TS
+		for k := range i {
+			if again := put(fmt.Sprint(k)); !again.Dup || again.Entry.Seq != im.Seq(k+1) {
+				t.Errorf("jump %d: id %d is not known: %+v", i, k, again.Entry)
+			}
+		}
+	}
+}
