@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -29,6 +30,9 @@ var strictJSON = huma.Format{
 // checkJSON accepts exactly one JSON document whose objects name no field
 // twice. Its errors repeat no value.
 func checkJSON(data []byte) error {
+	if !utf8.Valid(data) { // the decoder would put U+FFFD in its place [RFC 8259, 8.1]
+		return errors.New("not UTF-8")
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
 	if err := checkValue(d); err != nil {

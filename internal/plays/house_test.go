@@ -247,7 +247,9 @@ func (p *Person) must(status int, method, path string, in, out any) {
 
 func (p *Person) call(method, path string, in any) (int, []byte, error) {
 	var body io.Reader
-	if in != nil {
+	if raw, ok := in.([]byte); ok {
+		body = bytes.NewReader(raw)
+	} else if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
 			return 0, nil, err

@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	points = flag.Int("points", 120, "at how many calls to the file system the plug is pulled, or a fault made")
+	points = flag.Int("points", 60, "at how many calls to the file system the plug is pulled, or a fault made")
 	seed   = flag.Uint64("seed", 0, "seed of the tests with faults; 0: a new one, which is printed")
 )
 

@@ -1,0 +1,227 @@
+package plays
+
+import (
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/parley-im/parley/pushgw/pushtest"
+)
+
+// call is a row of the table: an operation as its owner calls it, and what
+// somebody hears who has no business there.
+type call struct {
+	who      string // default alice
+	path     string // with everything filled in
+	body     string
+	want     int
+	stranger int    // eve; 0: it is about eve herself, nothing to see
+	rpc      string // parameters of the same call over MQTT, where that is to be compared
+}
+
+// calls has every operation of the document, in an order in which they work.
+var calls = []struct {
+	op string
+	call
+}{
+	{"auth.register", call{path: "/v1/register", body: `{"user":"dave","password":"correct-horse-dave"}`, want: 201}},
+	{"auth.login", call{path: "/v1/login", body: `{"user":"dave","password":"correct-horse-dave"}`, want: 200}},
+	{"auth.refresh", call{path: "/v1/refresh", body: `{"refresh_token":"none"}`, want: 401}},
+	{"me.get", call{path: "/v1/me", want: 200, rpc: `{}`}},
+	{"me.update", call{path: "/v1/me", body: `{"name":"Alice A."}`, want: 200}},
+	{"users.find", call{path: "/v1/users?q=b", want: 200, rpc: `{"q":"b"}`}},
+	{"users.get", call{path: "/v1/users/bob", want: 200, rpc: `{"user":"bob"}`}},
+	{"friends.add", call{path: "/v1/friends/carol", body: `{"message":"hi"}`, want: 200, rpc: `{"user":"carol","message":"hi"}`}},
+	{"friend-requests.list", call{who: "carol", path: "/v1/friend-requests", want: 200, rpc: `{}`}},
+	{"friend-requests.remove", call{who: "carol", path: "/v1/friend-requests/alice", want: 204}},
+	{"friends.list", call{path: "/v1/friends", want: 200, rpc: `{}`}},
+	{"groups.create", call{path: "/v1/groups", body: `{"name":"New","members":["bob"]}`, want: 201}},
+	{"groups.list", call{path: "/v1/groups", want: 200, rpc: `{}`}},
+	{"groups.get", call{path: "/v1/groups/TEAM", want: 200, stranger: 404, rpc: `{"group":"TEAM"}`}},
+	{"groups.update", call{path: "/v1/groups/TEAM", body: `{"name":"Team 2"}`, want: 200, stranger: 404}},
+	{"groups.members.put", call{path: "/v1/groups/TEAM/members/bob", body: `{"role":"admin"}`, want: 200, stranger: 404}},
+	{"conversations.list", call{path: "/v1/conversations", want: 200, rpc: `{}`}},
+	{"conversations.history", call{path: "/v1/conversations/g/TEAM/messages", want: 200, stranger: 404, rpc: `{"conv":"g/TEAM"}`}},
+	{"conversations.read", call{path: "/v1/conversations/g/TEAM/read", body: `{"seq":1}`, want: 200, stranger: 403}},
+	{"push.level.set", call{path: "/v1/conversations/g/TEAM/push", body: `{"level":"mentions"}`, want: 204}},
+	{"push.settings.set", call{path: "/v1/push", body: `{"privacy":"none"}`, want: 204}},
+	{"push.settings.get", call{path: "/v1/push", want: 200, rpc: `{}`}},
+	{"devices.list", call{path: "/v1/devices", want: 200, rpc: `{}`}},
+	{"devices.push.set", call{path: "/v1/devices/tablet/push", body: `{"provider":"apns","app":"ios","token":"` + strings.Repeat("ab", 32) + `"}`, want: 204}},
+	{"devices.push.remove", call{path: "/v1/devices/tablet/push", want: 204}},
+	{"devices.remove", call{path: "/v1/devices/tablet", want: 204, stranger: 404}},
+	{"groups.members.remove", call{path: "/v1/groups/TEAM/members/bob", want: 204, stranger: 404}},
+	{"groups.delete", call{path: "/v1/groups/TEAM", want: 204, stranger: 404}},
+	{"blocks.add", call{path: "/v1/blocks/bob", want: 204}},
+	{"blocks.list", call{path: "/v1/blocks", want: 200, rpc: `{}`}},
+	{"blocks.remove", call{path: "/v1/blocks/bob", want: 204}},
+	{"friends.remove", call{path: "/v1/friends/bob", want: 204}},
+	{"admin.users.create", call{who: "root", path: "/v1/admin/users", body: `{"user":"zoe","password":"correct-horse-zoe"}`, want: 201, stranger: 403}},
+	{"admin.users.list", call{who: "root", path: "/v1/admin/users", want: 200, stranger: 403}},
+	{"admin.users.get", call{who: "root", path: "/v1/admin/users/zoe", want: 200, stranger: 403, rpc: `{"user":"zoe"}`}},
+	{"admin.users.update", call{who: "root", path: "/v1/admin/users/zoe", body: `{"name":"Z"}`, want: 200, stranger: 403}},
+	{"admin.users.password", call{who: "root", path: "/v1/admin/users/zoe/password", body: `{"password":"another-horse-zoe"}`, want: 204, stranger: 403}},
+	{"admin.users.revoke", call{who: "root", path: "/v1/admin/users/zoe/revoke", want: 204, stranger: 403}},
+	{"admin.users.disable", call{who: "root", path: "/v1/admin/users/zoe", want: 204, stranger: 403}},
+	{"admin.push.explain", call{who: "root", path: "/v1/admin/push/explain?user=alice&conv=dm/bob&seq=1", want: 200, stranger: 403}},
+	{"admin.push.dead", call{who: "root", path: "/v1/admin/push/dead", want: 200, stranger: 403}},
+	{"admin.push.replay", call{who: "root", path: "/v1/admin/push/replay", body: `{}`, want: 200, stranger: 403}},
+	{"admin.push.send", call{who: "root", path: "/v1/admin/push/send", body: `{"user":"alice","device":"phone"}`, want: 404, stranger: 403}},
+	{"me.password", call{path: "/v1/me/password", body: `{"old":"correct-horse-alice","new":"other-horse-alice"}`, want: 204}},
+	{"auth.logout", call{who: "bob", path: "/v1/logout", want: 204}},
+}
+
+// document is the part of the OpenAPI document that the test reads.
+type document struct {
+	Paths map[string]map[string]struct {
+		OperationID string `json:"operationId"`
+		Security    []any
+		RequestBody any  `json:"requestBody"`
+		RPC         bool `json:"x-rpc"`
+	}
+}
+
+// TestEveryOperation calls all of the HTTP API as its owner, as a stranger, as
+// nobody, with every kind of bad body, and where it changes nothing over MQTT too.
+func TestEveryOperation(t *testing.T) {
+	t.Parallel()
+	h, _ := ringing(t, pushtest.Options{})
+	alice, bob, carol, eve := h.Person("alice"), h.Person("bob"), h.Person("carol"), h.Person("eve")
+	h.Friends(alice, bob)
+	alice.Connect("tablet").Leave()
+	team := alice.Group("team", bob)
+	cli(t, h, "user", "add", "root", "--role", "admin", "--password-stdin")
+	root := &Person{h: h, Name: "root"}
+	var in struct{ Token string }
+	root.must(200, "POST", "/v1/login", map[string]string{"user": "root", "password": "a-new-password"}, &in)
+	root.Token = in.Token
+	people := map[string]*Person{"alice": alice, "bob": bob, "carol": carol, "root": root}
+	nobody := &Person{h: h, Name: "nobody"}
+	wires := map[string]*Device{}
+	wire := func(p *Person) *Device {
+		if wires[p.Name] == nil {
+			wires[p.Name] = p.Connect("desk")
+		}
+		return wires[p.Name]
+	}
+	wire(alice)
+	wire(carol)
+
+	var doc document
+	nobody.must(200, "GET", "/openapi.json", nil, &doc)
+	type route struct {
+		method, path string
+		public, body bool
+		rpc          bool
+	}
+	routes := map[string]route{}
+	for path, methods := range doc.Paths {
+		for method, o := range methods {
+			routes[o.OperationID] = route{strings.ToUpper(method), path, len(o.Security) == 0, o.RequestBody != nil, o.RPC}
+		}
+	}
+	seen := map[string]bool{}
+	for _, c := range calls {
+		seen[c.op] = true
+		r, ok := routes[c.op]
+		if !ok {
+			t.Errorf("%s is not in the document", c.op)
+			continue
+		}
+		fill := strings.NewReplacer("TEAM", team)
+		path, rpc := fill.Replace(c.path), fill.Replace(c.rpc)
+		send := func(p *Person, body string) (int, []byte) {
+			t.Helper()
+			var in any
+			if body != "" {
+				in = []byte(body)
+			}
+			status, out, err := p.call(r.method, path, in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status >= 400 {
+				var problem struct {
+					Status       int
+					Title, Code  string
+					Detail, Type string
+				}
+				if err := json.Unmarshal(out, &problem); err != nil || problem.Status != status || problem.Title == "" {
+					t.Errorf("%s: %d is no problem: %s", c.op, status, out)
+				}
+			}
+			return status, out
+		}
+		if !r.public {
+			if status, _ := send(nobody, c.body); status != http.StatusUnauthorized {
+				t.Errorf("%s without a token: %d", c.op, status)
+			}
+		}
+		if c.stranger != 0 {
+			status, out := send(eve, c.body)
+			if status != c.stranger {
+				t.Errorf("%s by a stranger: %d, want %d: %s", c.op, status, c.stranger, out)
+			}
+			// What is not hers looks like what is not there.
+			there := path
+			path = strings.Replace(path, team, "0123456789abcdef", 1)
+			if s2, out2 := send(eve, c.body); s2 != status || string(out2) != string(out) {
+				t.Errorf("%s by a stranger: %d %s for what is there, %d %s for what is not", c.op, status, out, s2, out2)
+			}
+			path = there
+		}
+		who := people[c.who]
+		if who == nil {
+			who = alice
+		}
+		if r.public {
+			who = nobody
+		}
+		if r.body {
+			for why, bad := range map[string]string{"an unknown field": `{"no_such_field":1}`, "a list": `[]`, "a number": `7`, "no JSON": c.body + "}", "half of it": c.body[:len(c.body)-1], "two of it": c.body + c.body, "bytes that are no text": "{\"name\":\"\xff\"}"} {
+				if status, out := send(who, bad); status < 400 || status > 499 {
+					t.Errorf("%s with %s: %d %s", c.op, why, status, out)
+				}
+			}
+			if status, _ := send(who, `{"x":"`+strings.Repeat("y", 100<<10)+`"}`); status != http.StatusRequestEntityTooLarge {
+				t.Errorf("%s with a huge body: %d", c.op, status)
+			}
+		}
+		status, out := send(who, c.body)
+		if status != c.want {
+			t.Errorf("%s by %s: %d, want %d: %s", c.op, who.Name, status, c.want, out)
+			continue
+		}
+		if status == http.StatusNoContent && len(out) != 0 {
+			t.Errorf("%s: 204 with a body: %s", c.op, out)
+		}
+		if r.rpc == r.public {
+			t.Errorf("%s: public %v, over RPC %v", c.op, r.public, r.rpc)
+		}
+		if rpc == "" {
+			continue
+		}
+		var http, mqtt any
+		_ = json.Unmarshal(out, &http)
+		code := wire(who).Call(c.op, rpc, &mqtt)
+		if code != "" || !reflect.DeepEqual(http, mqtt) {
+			t.Errorf("%s over MQTT answers %s %v, over HTTP %s", c.op, code, mqtt, out)
+		}
+		// Refused alike.
+		if c.stranger != 0 {
+			_, out := send(eve, c.body)
+			var problem struct{ Code string }
+			_ = json.Unmarshal(out, &problem)
+			if code := wire(eve).Call(c.op, rpc, nil); code != problem.Code {
+				t.Errorf("%s by a stranger: code %q over MQTT, %q over HTTP", c.op, code, problem.Code)
+			}
+		}
+	}
+	for op, r := range routes {
+		if !seen[op] {
+			t.Errorf("%s (%s %s) has no row in this table", op, r.method, r.path)
+		}
+	}
+}
