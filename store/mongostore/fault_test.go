@@ -209,6 +209,34 @@ func TestTwoWriters(t *testing.T) {
 	t.Logf("%d conflicts", conflicts.Load())
 }
 
+// TestOvertakenWithALot has one store be overtaken by another, and then append
+// more than one insert takes: nothing of it may stand behind the seq that was taken.
+func TestOvertakenWithALot(t *testing.T) {
+	uri := server.Database(t)
+	a, b := open(t, uri, Options{}), open(t, uri, Options{})
+	defer func() { _, _ = a.Close(), b.Close() }()
+	l := newLedger()
+	l.write(a, "g/hot", "alice", "first", true, 0, 1)
+	l.write(b, "g/hot", "bob", "second", true, 0, 1)
+	var wg sync.WaitGroup
+	as := make([]*store.Append, 250)
+	for i := range as {
+		body := fmt.Sprint(i)
+		l.sent[body] = true
+		wg.Add(1)
+		as[i] = &store.Append{Entry: im.Entry{Conv: "g/hot", From: "alice", ID: body, Body: []byte(body)}, Done: func(a *store.Append) {
+			defer wg.Done()
+			if a.Err != nil {
+				t.Error(a.Err)
+			}
+			l.acked[body] = a.Entry.Seq // one batch after the other: nobody else is here
+		}}
+	}
+	a.Append(as...)
+	wg.Wait()
+	l.check(t, b, "g/hot", true)
+}
+
 // TestDiesAnywhere ends a store after each of its commands in turn: every append
 // and every transaction is there whole or not at all, and what was acknowledged is.
 func TestDiesAnywhere(t *testing.T) {

@@ -42,7 +42,7 @@ type Events struct {
 
 // Options configure a Store; the zero value is sensible.
 type Options struct {
-	MaxBatch      int           // entries of one insert; default 1000
+	MaxBatch      int           // entries of one insert; default and most 100
 	MaxBatchBytes int           // default 4 MiB
 	MaxPending    int           // bytes that wait before Append blocks; default 64 MiB
 	Parallel      int           // conversations written at once; default 64
@@ -106,7 +106,11 @@ func setDefaults(o *Options) {
 			*v = d
 		}
 	}
-	def(&o.MaxBatch, 1000)
+	// FerretDB v1 takes an ordered insert in parts of 100 and goes on with the next
+	// part after an error, which would leave a hole. On MongoDB more than 100 would
+	// do, but the round trip is then no longer what costs.
+	def(&o.MaxBatch, 100)
+	o.MaxBatch = min(o.MaxBatch, 100)
 	def(&o.MaxBatchBytes, 4<<20)
 	def(&o.MaxPending, 64<<20)
 	def(&o.Parallel, 64)
