@@ -41,6 +41,7 @@ type Conn struct {
 		reason string
 	}
 	drained chan struct{} // closed when the reader has stopped and all it took is acknowledged
+	ended   func()        // the listener's
 	done    chan struct{} // closed when the connection has ended
 }
 
@@ -89,35 +90,67 @@ func (c *Conn) Unsuback(id uint16, codes []byte) {
 	c.out.write(AppendUnsuback(nil, c.version, id, codes))
 }
 
-// Handle serves a connection until it ends. It owns nc and closes it.
-func (b *Broker) Handle(nc net.Conn) {
-	c := &Conn{b: b, nc: nc, drained: make(chan struct{}), done: make(chan struct{})}
+// Handle takes over a connection: handshake, session, reading, clean-up. It
+// returns after the handshake; ended is called once, when all is over.
+func (b *Broker) Handle(nc net.Conn, ended func()) {
+	c := &Conn{b: b, nc: nc, ended: ended, drained: make(chan struct{}), done: make(chan struct{})}
 	c.acks.init()
 	c.out.init(c)
+	if c.begin() {
+		// The handshake has made this goroutine's stack large; an idle connection
+		// waits on a small one.
+		go c.live()
+	}
+}
+
+// begin reports whether the connection has a session, which is started.
+func (c *Conn) begin() (ok bool) {
 	defer func() {
-		if r := recover(); r != nil {
-			b.log.Error("panic in a connection, which was closed", "remote", nc.RemoteAddr().String(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-			if b.opt.Events.Panic != nil {
-				b.opt.Events.Panic()
-			}
+		if !ok {
+			c.over(recover())
 		}
-		c.out.shut()
-		_ = nc.Close()
-		b.remove(c)
-		close(c.done)
 	}()
 	if !c.connect() {
 		c.out.finish(closePatience)
-		return
+		return false
 	}
+	started := false
+	defer func() {
+		if !started { // a panic: the session must not outlive its connection
+			c.acks.close()
+			c.session.Close(nil)
+		}
+	}()
+	c.session.Start()
+	started = true
+	return true
+}
+
+// live reads until the connection ends.
+func (c *Conn) live() {
+	defer func() { c.over(recover()) }()
 	var bye *packets.Packet
-	defer func() { // also after a panic: the session must not outlive its connection
+	defer func() { // also after a panic
 		c.acks.close()
 		c.session.Close(bye)
 	}()
-	c.session.Start()
 	err := c.read(&bye)
 	c.end(err)
+}
+
+// over is the last of a connection; r is what it panicked with, if it did.
+func (c *Conn) over(r any) {
+	if r != nil {
+		c.b.log.Error("panic in a connection, which was closed", "remote", c.nc.RemoteAddr().String(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		if c.b.opt.Events.Panic != nil {
+			c.b.opt.Events.Panic()
+		}
+	}
+	c.out.shut()
+	_ = c.nc.Close()
+	c.b.remove(c)
+	close(c.done)
+	c.ended()
 }
 
 // connect reads and answers the CONNECT.

@@ -107,9 +107,10 @@ func Listen(o ListenOptions) (*Listener, error) {
 func (l *Listener) Addr() net.Addr { return l.nl.Addr() }
 
 // Serve accepts until ctx is done, each connection in a goroutine of its own,
-// and returns when all handlers have. One failed accept, such as for want of
-// file descriptors, never ends it. The caller ends the connections.
-func (l *Listener) Serve(ctx context.Context, handle func(net.Conn)) error {
+// and returns when all have ended. One failed accept, such as for want of file
+// descriptors, never ends it. The caller ends the connections. handle takes a
+// connection over and calls ended once, when it is done with it.
+func (l *Listener) Serve(ctx context.Context, handle func(nc net.Conn, ended func())) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.nl.Close() })
 	defer stop()
 	var wg sync.WaitGroup
@@ -134,15 +135,20 @@ func (l *Listener) Serve(ctx context.Context, handle func(net.Conn)) error {
 			continue
 		}
 		delay = 0
-		wg.Go(func() { l.serve(nc, handle) })
+		wg.Add(1)
+		go l.serve(nc, handle, wg.Done)
 	}
 }
 
-func (l *Listener) serve(nc net.Conn, handle func(net.Conn)) {
+func (l *Listener) serve(nc net.Conn, handle func(net.Conn, func()), ended func()) {
+	handed := false
 	defer func() {
 		if r := recover(); r != nil {
 			_ = nc.Close()
 			l.opt.Log.Error("panic while a connection was set up", "remote", nc.RemoteAddr().String(), "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		}
+		if !handed {
+			ended()
 		}
 	}()
 	ready, err := l.ready(nc)
@@ -159,7 +165,11 @@ func (l *Listener) serve(nc net.Conn, handle func(net.Conn)) {
 			l.opt.Refused(full)
 			return
 		}
-		defer release()
+		done := ended
+		ended = func() {
+			release()
+			done()
+		}
 	}
 	if tc, ok := ready.(*tls.Conn); ok {
 		ctx, cancel := context.WithTimeout(context.Background(), l.opt.HandshakeTimeout)
@@ -171,7 +181,8 @@ func (l *Listener) serve(nc net.Conn, handle func(net.Conn)) {
 			return
 		}
 	}
-	handle(ready)
+	handed = true
+	handle(ready, ended)
 }
 
 // ready reads the PROXY header of a trusted proxy and wraps for TLS.

@@ -2,14 +2,12 @@ package broker
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -32,7 +30,7 @@ type WSOptions struct {
 // messages that packets may span or share [MQTT-6.0.0-1, 6.0.0-2]. A request of
 // a page from another origin is refused; one without Origin, which no browser
 // sends, is not.
-func WebSocket(o WSOptions, handle func(net.Conn)) http.Handler {
+func WebSocket(o WSOptions, handle func(nc net.Conn, ended func())) http.Handler {
 	if o.MaxPacket <= 0 {
 		o.MaxPacket = 1 << 20
 	}
@@ -59,6 +57,12 @@ func WebSocket(o WSOptions, handle func(net.Conn)) http.Handler {
 				remote = net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, uint16(remote.(*net.TCPAddr).Port)))
 			}
 		}
+		ended, handed := func() {}, false
+		defer func() {
+			if !handed {
+				ended()
+			}
+		}()
 		if o.Limits != nil {
 			release, full := o.Limits.Acquire(remote)
 			if full != "" {
@@ -66,7 +70,7 @@ func WebSocket(o WSOptions, handle func(net.Conn)) http.Handler {
 				http.Error(w, "too many connections", http.StatusServiceUnavailable)
 				return
 			}
-			defer release()
+			ended = release
 		}
 		up := websocket.Upgrader{Subprotocols: []string{"mqtt"}, HandshakeTimeout: wsHandshake,
 			CheckOrigin: func(*http.Request) bool { return true }} // checked above
@@ -76,14 +80,8 @@ func WebSocket(o WSOptions, handle func(net.Conn)) http.Handler {
 			return
 		}
 		ws.SetReadLimit(int64(o.MaxPacket))
-		c := &wsConn{ws: ws, remote: remote}
-		defer func() {
-			_ = c.Close()
-			if rec := recover(); rec != nil {
-				o.Log.Error("panic in a WebSocket connection", "panic", fmt.Sprint(rec), "stack", string(debug.Stack()))
-			}
-		}()
-		handle(c)
+		handed = true
+		handle(&wsConn{ws: ws, remote: remote}, ended)
 	})
 }
 
