@@ -34,6 +34,9 @@ A target is [NAME=]WHERE[,OPTION...], and there may be several: they are measure
           http=URL          Parley's API, http://HOST:8080 if left out
           metrics=URL       Parley's metrics, http://HOST:9090 if left out
           pid=N             of a server on this machine: its CPU and memory are measured
+          stored=N          what its store has besides, of a Parley that the tool starts: N messages in the conversations of the
+          conversations=N   scenario; N groups more of each user;
+          members=N         N members of each group, of whom the others never connected
           lenient           what it loses is shown, and is no failure
 
 At a Parley it registers throwaway users named bench-…, with passwords that nobody knows; where registration is closed, give
@@ -79,7 +82,7 @@ func newBenchCmd() *cobra.Command {
 	f.StringVar(&o.protocol, "protocol", "3.1.1", "MQTT version: 3.1.1 or 5")
 	complete(cmd, "protocol", "3.1.1", "5")
 	complete(cmd, "target", "self", "mqtt://", "mqtts://", "exec:")
-	cmd.AddCommand(newBenchDM(o), newBenchGroup(o), newBenchReplay(o), newBenchConnect(o), newBenchStorm(o), newBenchIdle(o),
+	cmd.AddCommand(newBenchDM(o), newBenchGroup(o), newBenchReplay(o), newBenchConnect(o), newBenchStorm(o), newBenchIdle(o), newBenchStalled(o),
 		newBenchWire(o), newBenchCrash(o), newBenchSuite(o))
 	return cmd
 }
@@ -117,6 +120,7 @@ func (o *benchOptions) specs() ([]load.Spec, error) {
 			return nil, usageError{err}
 		}
 		sp.Plain = sp.Plain || o.plain
+		sp.Grow.Put = grow
 		if len(sp.Command) == 1 && !sp.Plain {
 			sp.Command = append(sp.Command, serveArgs...)
 		}

@@ -238,6 +238,39 @@ func newBenchCrash(o *benchOptions) *cobra.Command {
 	return cmd
 }
 
+func newBenchStalled(o *benchOptions) *cobra.Command {
+	var s load.Stalled
+	cmd := &cobra.Command{
+		Use:   "stalled",
+		Short: "Devices that stop reading, and what the others notice of it",
+		Long: "Sends large messages to a group whose --stalled devices read nothing, and direct messages to all other devices, whose latency is\n" +
+			"measured: first while all read, then while those stall. The memory is the server's, for each stalled device. In the end they\n" +
+			"read on, and what is missing then is lost. --for must be below the server's mqtt.write_timeout, after which it would close them.",
+		Example: "  parley bench stalled --devices 10000 --stalled 1000 --rounds 3",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := positive(map[string]int{"stalled": s.Stalled, "per-user": s.PerUser, "group-payload": s.GroupPayload}); err != nil {
+				return err
+			}
+			if s.Stalled >= s.Devices || s.Rate <= 0 || s.GroupRate <= 0 || s.For <= 0 {
+				return usageError{errors.New("there must be more --devices than --stalled, and --rate, --group-rate and --for are above 0")}
+			}
+			return o.measure(cmd, false, s)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&s.Devices, "devices", 1000, "devices in all")
+	f.IntVar(&s.Stalled, "stalled", 100, "of them, those that stop reading")
+	f.IntVar(&s.PerUser, "per-user", 10, "devices of one user; accounts take their time to make")
+	f.Float64Var(&s.GroupRate, "group-rate", 20, "messages per second to those that stall")
+	f.IntVar(&s.GroupPayload, "group-payload", 4096, "bytes of a message to them")
+	f.Float64Var(&s.Rate, "rate", 200, "direct messages per second to the others")
+	f.IntVar(&s.Payload, "payload", 100, "bytes of a direct message")
+	f.DurationVar(&s.For, "for", 10*time.Second, "length of each of the two parts")
+	f.DurationVar(&s.Patience, "patience", 10*time.Second, "nothing came in for so long after the last was sent: what is missing is lost")
+	return cmd
+}
+
 func newBenchSuite(o *benchOptions) *cobra.Command {
 	var length time.Duration
 	var only string

@@ -34,6 +34,9 @@ func (b Bench) Run(ctx context.Context) (rs []Result, err error) {
 			if err := b.Scenario.Prepare(ctx, t, b.Progress); err != nil {
 				return rs, b.failed(ctx, t, err)
 			}
+			if err := t.grow(ctx, b.Progress); err != nil {
+				return rs, b.failed(ctx, t, err)
+			}
 			r, err := b.Scenario.Run(ctx, t, b.Progress)
 			if err != nil {
 				return rs, b.failed(ctx, t, err)

@@ -27,6 +27,15 @@ func (d DM) String() string { return fmt.Sprintf("dm, %d pairs, %s", d.Pairs, d.
 // pairUsers names the sender and the receiver of a pair.
 func (t *Target) pairUsers(i int) (string, string) { return t.user("s", i), t.user("r", i) }
 
+// pairNames names n senders and receivers.
+func (t *Target) pairNames(n int) (senders, receivers []string) {
+	for i := range n {
+		s, r := t.pairUsers(i)
+		senders, receivers = append(senders, s), append(receivers, r)
+	}
+	return senders, receivers
+}
+
 // preparePairs makes n senders and receivers who are friends.
 func (t *Target) preparePairs(ctx context.Context, p *Progress, n int) error {
 	var users []string

@@ -75,6 +75,7 @@ type receiver struct {
 	conn  *conn
 	check checker
 	who   int
+	hold  <-chan struct{} // nil, or it reads nothing until this is closed
 }
 
 func (s *stream) close() {
@@ -455,6 +456,9 @@ func (e *refusedError) Error() string {
 func refused(what string) error { return &refusedError{what} }
 
 func (x *flowRun) readDeliveries(s *stream, r *receiver) {
+	if r.hold != nil {
+		<-r.hold
+	}
 	fresh := int64(0)
 	var took []time.Duration // of this burst
 	for {

@@ -58,6 +58,7 @@ var rows = slices.Concat(
 	latencyRows("caught up", func(r Result) *Latency { return r.Caught }),
 	latencyRows("ack", func(r Result) *Latency { return r.Ack }),
 	latencyRows("delivery", func(r Result) *Latency { return r.Deliver }),
+	latencyRows("delivery while all read", func(r Result) *Latency { return r.AllRead }),
 	latencyRows("restart", func(r Result) *Latency { return r.Restart }),
 	[]row{
 		{"sent late p99", "ms", func(r Result) float64 {

@@ -15,6 +15,7 @@ type Result struct {
 
 	Ack     *Latency `json:"ack,omitempty"`       // of PUBACK, from when the message was due
 	Deliver *Latency `json:"deliver,omitempty"`   // of the delivery, from when the message was due
+	AllRead *Latency `json:"all_read,omitempty"`  // of the delivery while no device stalls
 	Late    *Latency `json:"late,omitempty"`      // how late the tool itself sent: more than the figures around it, and it is the tool that was measured
 	Connack *Latency `json:"connack,omitempty"`   // from when the connection was due to CONNACK
 	First   *Latency `json:"first,omitempty"`     // from when all return to the first message of a device

@@ -98,6 +98,9 @@ func TestScenarios(t *testing.T) {
 			return r.Messages == 30 && measured(r.Connack, r.First) && r.First.Count == 30
 		}},
 		{"idle --connections 60 --per-user 20", "both", func(r Result) bool { return r.Messages == 57 }},
+		{"stalled --devices 30 --stalled 10 --per-user 5 --rate 100 --group-rate 30 --for 400ms", "lenient", func(r Result) bool {
+			return r.Messages > 0 && measured(r.Deliver, r.AllRead)
+		}},
 		{"wire --messages 20 --payload 100", "both", func(r Result) bool {
 			// A PUBLISH is a header of 2 or 3, a topic with its length, an id and the payload.
 			return r.Messages == 20 && r.Bytes.Publish > 110 && r.Bytes.Deliver > 110 && r.Bytes.Ack == 4 && r.Bytes.Answer == 4 && r.Bytes.Connack == 4
@@ -134,6 +137,23 @@ func TestScenarios(t *testing.T) {
 				t.Errorf("exit code %d, targets %v", code, seen)
 			}
 		})
+	}
+}
+
+// TestGrown measures a server whose store has more than the scenario made.
+func TestGrown(t *testing.T) {
+	code, rs, said := bench(t, "group", "--members", "4", "--messages", "20", "--for", "0", "--rounds", "2",
+		"-t", "small=exec:"+parleyBin, "-t", "large=exec:"+parleyBin+",stored=2000,conversations=30,members=50")
+	if code != 0 || len(rs) != 4 {
+		t.Errorf("%d\n%s", code, said)
+	}
+	for _, r := range rs {
+		if r.Messages != 80 || r.Any() {
+			t.Errorf("%+v", r)
+		}
+	}
+	if code, _, said := bench(t, "connect", "-t", "mqtt://127.0.0.1:1,stored=1"); code != 2 {
+		t.Errorf("to grow a foreign server: %d %s", code, said)
 	}
 }
 
@@ -232,7 +252,7 @@ func TestCtrlCShowsWhatThereIs(t *testing.T) {
 func TestUsage(t *testing.T) {
 	for _, args := range []string{
 		"dm --for 0", "dm --window 0", "dm --pairs 0", "dm -t nowhere", "dm -t self -t self", "dm --rounds 0", "dm --protocol 4", "dm --baseline x",
-		"crash --rounds 2", "crash -t self -t a=self", "crash --kills 0", "suite --only (", "suite --for 0", "connect --for 0",
+		"crash --rounds 2", "crash -t self -t a=self", "crash --kills 0", "suite --only (", "suite --for 0", "connect --for 0", "stalled --devices 10 --stalled 10",
 	} {
 		if code, _, said := bench(t, strings.Fields(args)...); code != 2 {
 			t.Errorf("%s: %d %s", args, code, said)

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -22,14 +23,28 @@ type Spec struct {
 	PID            int      // of a server on this machine, for its CPU and memory; 0: unknown
 	Command        []string // a server to start: see Open
 	Plain          bool     // has topics instead of users: any broker but Parley
+	Grow           Grow     // what is in its store besides; of a server that is started
 	Lenient        bool     // what it loses is reported and is no failure of the run
 }
+
+// Grow is what a server's store has besides what a scenario makes, to see that
+// the figures stay the same. It is put there after the accounts were made, by Put,
+// while the server is stopped; dir is the server's directory.
+type Grow struct {
+	Stored        int // messages, in the conversations of the scenario
+	Conversations int // of each user, who are in so many groups more
+	Members       int // of each group of the scenario, the others never connected
+	Put           func(ctx context.Context, dir string, g Grow) error
+}
+
+func (g Grow) any() bool { return g.Stored+g.Conversations+g.Members > 0 }
 
 var specName = regexp.MustCompile(`^([A-Za-z0-9._-]+)=`)
 
 // ParseSpec reads [NAME=]WHERE[,OPTION...]. WHERE is mqtt://HOST:PORT, mqtts://…,
 // exec:COMMAND (a server to start, see Open) or self, which is self. Options are
-// plain, lenient, http=URL, metrics=URL and pid=N.
+// plain, lenient, http=URL, metrics=URL and pid=N; for a server that is started
+// stored=N, conversations=N and members=N: see Grow.
 func ParseSpec(s string, self Spec) (Spec, error) {
 	where, options := splitOptions(s)
 	name := ""
@@ -81,12 +96,18 @@ func ParseSpec(s string, self Spec) (Spec, error) {
 				return sp, fmt.Errorf("target %q: %q is not a process id", s, v)
 			}
 			sp.PID = n
+		default: // of Grow
+			n, err := strconv.Atoi(v)
+			if err != nil || n < 0 || len(sp.Command) == 0 {
+				return sp, fmt.Errorf("target %q: %s is a number, and for a server that the tool starts", s, k)
+			}
+			*map[string]*int{"stored": &sp.Grow.Stored, "conversations": &sp.Grow.Conversations, "members": &sp.Grow.Members}[k] = n
 		}
 	}
 	return sp, nil
 }
 
-var specOption = regexp.MustCompile(`^(plain|lenient|(http|metrics|pid)=.*)$`)
+var specOption = regexp.MustCompile(`^(plain|lenient|(http|metrics|pid|stored|conversations|members)=.*)$`)
 
 // splitOptions takes the options off the end; what stands before may have commas.
 func splitOptions(s string) (where string, options []string) {

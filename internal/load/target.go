@@ -17,6 +17,7 @@ type Target struct {
 
 	prefix, password string
 	server           *server // ours, or nil
+	grown            bool
 	mu               struct {
 		sync.Mutex
 		users   map[string]bool
@@ -70,6 +71,20 @@ func (t *Target) Ours() bool { return t.server != nil }
 // Restart stops a server of ours gracefully and starts it again on its data.
 func (t *Target) Restart(ctx context.Context) error {
 	t.server.stop()
+	return t.start(ctx)
+}
+
+// grow puts into the store what Grow says, once.
+func (t *Target) grow(ctx context.Context, p *Progress) error {
+	if t.grown || !t.Grow.any() {
+		return nil
+	}
+	t.grown = true
+	p.begin("growing", 0)
+	t.server.stop()
+	if err := t.Grow.Put(ctx, t.server.dir, t.Grow); err != nil {
+		return fmt.Errorf("grow its store: %w", err)
+	}
 	return t.start(ctx)
 }
 
