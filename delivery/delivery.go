@@ -279,16 +279,19 @@ func (d *Delivery) moved(user im.UserID) []*Line {
 func (d *Delivery) enter(g im.GroupID, l *Line) {
 	l.roomMu.Lock()
 	defer l.roomMu.Unlock()
-	if !slices.Contains(l.rooms, g) {
-		l.rooms = append(l.rooms, g)
-	}
 	s := &d.rooms[shard(g)]
 	s.Lock()
 	defer s.Unlock()
-	if s.m[g] == nil {
-		s.m[g] = make(map[*Line]struct{}, 1)
+	room := s.m[g]
+	if _, in := room[l]; in {
+		return
 	}
-	s.m[g][l] = struct{}{}
+	if room == nil {
+		room = make(map[*Line]struct{}, 1)
+		s.m[g] = room
+	}
+	room[l] = struct{}{}
+	l.rooms = append(l.rooms, g)
 }
 
 func (d *Delivery) leave(g im.GroupID, l *Line) {

@@ -349,8 +349,18 @@ func (x *flowRun) open(wg *sync.WaitGroup, begin time.Duration) {
 func (x *flowRun) paced(sc schedule, mine []*stream) {
 	k := 0
 	var dirty []*stream
+	flush := func() bool {
+		for _, s := range dirty {
+			if !x.flush(s) {
+				return false
+			}
+		}
+		dirty = dirty[:0]
+		return true
+	}
 	sc.pace(now, waiter(x.done), func(due time.Duration, more bool) bool {
 		if x.over() || x.take(1) == 0 {
+			flush() // the last ones were put when more was due, which is not sent any more
 			return false
 		}
 		s := mine[k%len(mine)]
@@ -362,12 +372,9 @@ func (x *flowRun) paced(sc schedule, mine []*stream) {
 		if more && len(dirty) < batch {
 			return true
 		}
-		for _, s := range dirty {
-			if !x.flush(s) {
-				return false
-			}
+		if !flush() {
+			return false
 		}
-		dirty = dirty[:0]
 		x.late.add(s.who, now()-due)
 		return true
 	})

@@ -58,6 +58,17 @@ func TestFaultsOnTheWayAreReported(t *testing.T) {
 	}
 }
 
+// TestTheLastOfALateBatchAreSent has every message due at once, so that the
+// schedule ends while a batch is being collected.
+func TestTheLastOfALateBatchAreSent(t *testing.T) {
+	b := newFakeBroker(t, faithful)
+	f := Flow{Rate: 1e9, Messages: batch + 10, Patience: 300 * time.Millisecond}
+	r, err := DM{Pairs: 3, Flow: f}.Run(t.Context(), b.open(t), nil)
+	if err != nil || r.Any() || r.Messages != batch+10 {
+		t.Errorf("%d messages, %v, %v", r.Messages, r.Faults, err)
+	}
+}
+
 func TestWhatOtherRunsSentIsNotCounted(t *testing.T) {
 	b := newFakeBroker(t, func(n int, p []byte) [][]byte {
 		other := bytes.Clone(p)
