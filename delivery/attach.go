@@ -84,7 +84,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 	}
 	d.register(l)
 	if err := d.place(ctx, l, known && !a.Clean, dev.LastSeen, out); err != nil {
-		d.unregister(l)
+		d.discard(l)
 		return nil, err
 	}
 	if !known {
@@ -93,7 +93,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 	out.Session.Present, out.Session.Expiry, out.Session.Ended = a.Expiry > 0, a.Expiry, 0
 	dev.LastSeen, dev.Version, dev.Session = now, a.Version, out.Session
 	if err := d.src.PutDevice(ctx, dev, !known && !a.Transient); err != nil {
-		d.unregister(l)
+		d.discard(l)
 		return nil, err
 	}
 	d.count(1)
@@ -307,10 +307,7 @@ func (d *Delivery) SaveSession(ctx context.Context, l *Line, subs []store.Subscr
 	mu := d.lock(l.key)
 	mu.Lock()
 	defer mu.Unlock()
-	l.mu.Lock()
-	closed := l.closed
-	l.mu.Unlock()
-	if closed {
+	if l.ended() {
 		return nil
 	}
 	dev, err := d.src.Device(ctx, l.key)
@@ -394,6 +391,14 @@ func (d *Delivery) unregister(l *Line) {
 	for _, g := range l.takeRooms() {
 		d.leave(g, l)
 	}
+}
+
+// discard takes out a line whose Attach failed: it never delivered anything.
+func (d *Delivery) discard(l *Line) {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	d.unregister(l)
 }
 
 func (d *Delivery) generation(u im.UserID) uint64 {

@@ -276,9 +276,14 @@ func (d *Delivery) moved(user im.UserID) []*Line {
 	return append([]*Line(nil), u.get()...)
 }
 
+// enter puts l into the room of g, unless l has ended: a dead line that came in
+// after unregister took it out would stay for ever.
 func (d *Delivery) enter(g im.GroupID, l *Line) {
 	l.roomMu.Lock()
 	defer l.roomMu.Unlock()
+	if l.ended() {
+		return
+	}
 	s := &d.rooms[shard(g)]
 	s.Lock()
 	defer s.Unlock()

@@ -440,6 +440,12 @@ func (l *Line) forget(conv im.ConvID) {
 	l.behind = slices.DeleteFunc(l.behind, func(x *track) bool { return x == t })
 }
 
+func (l *Line) ended() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
 // takeRooms returns the rooms the line is in and forgets them.
 func (l *Line) takeRooms() []im.GroupID {
 	l.roomMu.Lock()
