@@ -44,9 +44,9 @@ func AppendPuback(dst []byte, version, typ byte, id uint16, code byte, seq uint6
 	if seq > 0 {
 		var num [20]byte
 		props = append(props, packets.PropUser, 0, 3, 's', 'e', 'q')
-		props = AppendString(props, string(strconv.AppendUint(num[:0], seq, 10)))
+		props = appendBytes(props, strconv.AppendUint(num[:0], seq, 10))
 		props = append(props, packets.PropUser, 0, 2, 't', 's')
-		props = AppendString(props, string(strconv.AppendInt(num[:0], ts, 10)))
+		props = appendBytes(props, strconv.AppendInt(num[:0], ts, 10))
 	}
 	n := 3 + len(props) + varintLen(len(props))
 	dst = append(dst, first)

@@ -51,50 +51,68 @@ func encodeForm(e *im.Entry, i int) *delivery.Form {
 	if e.Conv.Kind() == im.KindDM && !author {
 		viewer, _ = e.Conv.Peer(e.From)
 	}
-	topic := entryTopic(e, viewer)
-	var props []byte
-	body := e.Body
-	switch {
-	case e.Op == im.OpPublish:
-		if v5 {
-			props = appendPlainProps(nil, e.Props, e.TS)
-		}
-	case e.Conv.Kind() == im.KindAccount:
-		body = im.AppendEventBody(nil, e)
-		if v5 {
+	var scratch [192]byte
+	props := scratch[:0]
+	if v5 {
+		switch {
+		case e.Op == im.OpPublish:
+			props = appendPlainProps(props, e.Props, e.TS)
+		case e.Conv.Kind() == im.KindAccount:
 			props = appendContentType(props, "application/json")
 			props = appendNumbers(props, e)
-		}
-	default:
-		if wrap {
-			body = im.AppendEnvelope(make([]byte, 0, len(e.Body)+160), e)
-		}
-		if v5 {
-			props = entryProps(e, wrap, e.Conv.Kind() == im.KindGroup || viewer == e.From)
+		default:
+			props = entryProps(props, e, wrap, e.Conv.Kind() == im.KindGroup || viewer == e.From)
 		}
 	}
-	return encodePublish(topic, body, props, v5, !qos0, e.Op == im.OpPublish && e.Flags&im.FlagRetained != 0)
-}
-
-// entryTopic is the topic of an entry as viewer sees it.
-func entryTopic(e *im.Entry, viewer im.UserID) string {
+	size := len(e.Conv) + len(e.Topic) + len(props) + len(e.Body) + 16 // Conv is longer than its topic
+	if wrap {
+		size += envelopeRoom + len(e.From) + len(e.ID) + len(e.Type)
+	}
+	p := beginPublish(size)
+	p.b = appendEntryTopic(p.b, e, viewer)
+	p.topicDone(!qos0)
+	if v5 {
+		p.props(props)
+	}
 	switch {
 	case e.Op == im.OpPublish:
-		return e.Topic
+		p.b = append(p.b, e.Body...)
 	case e.Conv.Kind() == im.KindAccount:
-		return "me/" + e.Event
+		p.b = im.AppendEventBody(p.b, e)
+	case wrap:
+		p.b = im.AppendEnvelope(p.b, e)
+	default:
+		p.b = append(p.b, e.Body...)
 	}
-	t := e.Conv.Topic(viewer)
-	if op := e.Op.String(); op != "" {
-		t += "/" + op + "/" + strconv.FormatUint(uint64(e.Ref), 10)
-	}
-	return t
+	return p.end(e.Op == im.OpPublish && e.Flags&im.FlagRetained != 0)
 }
 
-// entryProps are the MQTT 5 properties of a message. from is left out where the
-// topic names the author.
-func entryProps(e *im.Entry, wrapped, from bool) []byte {
-	b := make([]byte, 0, 96)
+// envelopeRoom is what an envelope has beside its variable parts, about.
+const envelopeRoom = 80
+
+// appendEntryTopic appends the topic of an entry as viewer sees it.
+func appendEntryTopic(b []byte, e *im.Entry, viewer im.UserID) []byte {
+	switch {
+	case e.Op == im.OpPublish:
+		return append(b, e.Topic...)
+	case e.Conv.Kind() == im.KindAccount:
+		return append(append(b, "me/"...), e.Event...)
+	}
+	if peer, dm := e.Conv.Peer(viewer); dm {
+		b = append(append(b, "dm/"...), peer...)
+	} else {
+		b = append(b, e.Conv.Topic(viewer)...)
+	}
+	if op := e.Op.String(); op != "" {
+		b = append(append(append(b, '/'), op...), '/')
+		b = strconv.AppendUint(b, uint64(e.Ref), 10)
+	}
+	return b
+}
+
+// entryProps appends the MQTT 5 properties of a message. from is left out where
+// the topic names the author.
+func entryProps(b []byte, e *im.Entry, wrapped, from bool) []byte {
 	switch {
 	case wrapped:
 		b = appendContentType(b, "application/json")
@@ -126,8 +144,16 @@ func entryProps(e *im.Entry, wrapped, from bool) []byte {
 }
 
 func appendNumbers(b []byte, e *im.Entry) []byte {
-	b = appendUserProp(b, "seq", strconv.FormatUint(uint64(e.Seq), 10))
-	return appendUserProp(b, "ts", strconv.FormatInt(e.TS, 10))
+	var num [20]byte
+	b = append(b, packets.PropUser, 0, 3, 's', 'e', 'q')
+	b = appendBytes(b, strconv.AppendUint(num[:0], uint64(e.Seq), 10))
+	b = append(b, packets.PropUser, 0, 2, 't', 's')
+	return appendBytes(b, strconv.AppendInt(num[:0], e.TS, 10))
+}
+
+// appendBytes appends binary data with its length.
+func appendBytes(b, v []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(v))), v...)
 }
 
 func appendContentType(b []byte, typ string) []byte {
@@ -138,36 +164,55 @@ func appendUserProp(b []byte, key, value string) []byte {
 	return AppendString(AppendString(append(b, packets.PropUser), key), value)
 }
 
-// encodePublish builds the packet, with packet id 0 where there is one.
-func encodePublish(topic string, body, props []byte, v5, id, retain bool) *delivery.Form {
-	n := 2 + len(topic) + len(body)
+// publishing is a PUBLISH being built in one buffer: room for the header first,
+// then topic, packet id, properties and body as they are appended to b.
+type publishing struct {
+	b  []byte
+	id int // offset of the packet id, or 0
+}
+
+// headerRoom is the longest fixed header, and the length of the topic after it.
+const (
+	headerRoom = 5
+	topicAt    = headerRoom + 2
+)
+
+func beginPublish(size int) publishing {
+	return publishing{b: make([]byte, topicAt, topicAt+size)}
+}
+
+// topicDone is called once the topic was appended. With id there will be a packet
+// id, 0 for now.
+func (p *publishing) topicDone(id bool) {
+	binary.BigEndian.PutUint16(p.b[headerRoom:], uint16(len(p.b)-topicAt))
 	if id {
-		n += 2
+		p.id = len(p.b)
+		p.b = append(p.b, 0, 0)
 	}
-	if v5 {
-		n += len(AppendVarint(nil, len(props))) + len(props)
-	}
+}
+
+// props appends the MQTT 5 properties.
+func (p *publishing) props(v []byte) {
+	p.b = append(AppendVarint(p.b, len(v)), v...)
+}
+
+// end writes the header in front of what is there.
+func (p *publishing) end(retain bool) *delivery.Form {
 	first := byte(packets.Publish << 4)
-	if id {
+	if p.id > 0 {
 		first |= 1 << 1
 	}
 	if retain {
 		first |= 1
 	}
-	b := make([]byte, 0, n+5)
-	b = append(b, first)
-	b = AppendVarint(b, n)
-	b = AppendString(b, topic)
-	f := &delivery.Form{}
-	if id {
-		f.ID = len(b)
-		b = append(b, 0, 0)
+	rest := len(p.b) - headerRoom
+	start := headerRoom - 1 - varintLen(rest)
+	p.b[start] = first
+	AppendVarint(p.b[start+1:start+1], rest)
+	f := &delivery.Form{Frame: p.b[start:]}
+	if p.id > 0 {
+		f.ID = p.id - start
 	}
-	if v5 {
-		b = AppendVarint(b, len(props))
-		b = append(b, props...)
-	}
-	f.Frame = append(b, body...)
 	return f
 }
 
@@ -184,9 +229,7 @@ func (c *Conn) encodeNote(n *delivery.Note, qos byte, packet uint16) []byte {
 			props = appendContentType(props, typ)
 		}
 		if len(n.Correlation) > 0 {
-			props = append(props, packets.PropCorrelationData)
-			props = binary.BigEndian.AppendUint16(props, uint16(len(n.Correlation)))
-			props = append(props, n.Correlation...)
+			props = appendBytes(append(props, packets.PropCorrelationData), n.Correlation)
 		}
 		if n.From != "" && !n.PeerNamed {
 			props = appendUserProp(props, "from", string(n.From))
@@ -196,7 +239,14 @@ func (c *Conn) encodeNote(n *delivery.Note, qos byte, packet uint16) []byte {
 			props = AppendVarint(append(props, packets.PropSubscriptionIdentifier), id)
 		}
 	}
-	f := encodePublish(n.Topic, body, props, c.version >= 5, qos > 0, n.Retain)
+	p := beginPublish(len(n.Topic) + len(props) + len(body) + 8)
+	p.b = append(p.b, n.Topic...)
+	p.topicDone(qos > 0)
+	if c.version >= 5 {
+		p.props(props)
+	}
+	p.b = append(p.b, body...)
+	f := p.end(n.Retain)
 	if f.ID > 0 {
 		f.Frame[f.ID], f.Frame[f.ID+1] = byte(packet>>8), byte(packet)
 	}

@@ -83,22 +83,39 @@ func (o *outbox) kick() {
 }
 
 // batch collects the outboxes that got something while a commit is announced,
-// so that each is written once, in the announcing goroutine, without starting
-// another: waking a second processor costs more than the write.
+// so that each is written once, by few goroutines: starting one, and waking a
+// second processor, costs more than a write.
 type batch struct {
 	mu   sync.Mutex
 	open bool
-	list []*outbox
+	full []*herd
+	last *herd // being filled, or nil
 }
+
+// herd is outboxes that one goroutine writes, one after the other.
+type herd struct {
+	n    int
+	list [16]*outbox
+}
+
+var herds = sync.Pool{New: func() any { return new(herd) }}
 
 // add reports false if no commit is being announced.
 func (b *batch) add(o *outbox) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.open {
-		b.list = append(b.list, o)
+	if !b.open {
+		return false
 	}
-	return b.open
+	if b.last == nil {
+		b.last = herds.Get().(*herd)
+	}
+	h := b.last
+	h.list[h.n] = o
+	if h.n++; h.n == len(h.list) {
+		b.full, b.last = append(b.full, h), nil
+	}
+	return true
 }
 
 // Hold makes what is written from now on wait for Release. The store's announcer
@@ -117,64 +134,87 @@ const fewOutboxes = 8
 func (b *Broker) Release() {
 	b.batch.mu.Lock()
 	b.batch.open = false
-	list := b.batch.list
-	b.batch.list = nil
+	full, last := b.batch.full, b.batch.last
+	b.batch.full, b.batch.last = nil, nil
 	b.batch.mu.Unlock()
-	here := len(list) <= fewOutboxes
-	for i, o := range list {
-		if here {
-			o.flushNow()
-		} else {
-			go o.flush()
-		}
-		list[i] = nil
+	for _, h := range full {
+		go h.flush()
 	}
-	b.batch.mu.Lock()
-	if b.batch.list == nil && cap(list) <= 4096 {
-		b.batch.list = list[:0]
+	switch {
+	case last == nil:
+	case len(full) == 0 && last.n <= fewOutboxes:
+		last.flush()
+	default:
+		go last.flush()
 	}
-	b.batch.mu.Unlock()
 }
+
+func (h *herd) flush() {
+	for i, o := range h.list[:h.n] {
+		o.flushNow()
+		h.list[i] = nil
+	}
+	h.n = 0
+	herds.Put(h)
+}
+
+// maxTurns is how often flushNow writes what came while it wrote: then it is the
+// turn of the others in its herd.
+const maxTurns = 4
 
 // flushNow writes what the socket takes at once; the rest is the flusher's. The
 // caller has the right to write: flushing is set.
 func (o *outbox) flushNow() {
-	if o.raw == nil {
-		go o.flush()
-		return
+	for range maxTurns {
+		o.mu.Lock()
+		if o.raw == nil || o.marked || o.ended {
+			o.mu.Unlock()
+			break
+		}
+		buf := o.buf
+		o.buf = nil
+		if len(buf) == 0 {
+			o.flushing = false
+			o.idle.Broadcast()
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+		n := o.try(buf)
+		if n < len(buf) { // an error shows again in flush
+			o.mu.Lock()
+			o.buf = append(buf[n:len(buf):len(buf)], o.buf...)
+			o.mu.Unlock()
+			break
+		}
+		recycle(buf)
 	}
-	o.mu.Lock()
-	buf := o.buf
-	o.buf = nil
-	o.mu.Unlock()
-	n := 0
-	err := o.raw.Write(func(fd uintptr) bool {
+	go o.flush()
+}
+
+// try writes what the socket takes without waiting, and returns how much that
+// was: 0 after an error, too, which a proper write tells.
+func (o *outbox) try(buf []byte) (n int) {
+	if o.raw == nil {
+		return 0
+	}
+	_ = o.raw.Write(func(fd uintptr) bool {
 		n, _ = syscall.Write(int(fd), buf)
-		return true // never wait: what did not fit goes the slow way
+		return true // never wait
 	})
 	n = max(n, 0)
 	if o.c.b.opt.Events.BytesOut != nil {
 		o.c.b.opt.Events.BytesOut(n)
 	}
-	o.mu.Lock()
-	if err != nil || n < len(buf) {
-		o.buf = append(buf[n:len(buf):len(buf)], o.buf...)
-		o.mu.Unlock()
-		go o.flush() // an error shows again there
-		return
-	}
+	return n
+}
+
+// recycle gives a buffer back that was written.
+func recycle(buf []byte) {
 	if cap(buf) <= maxPooled {
 		buf = buf[:0]
 		writePool.Put(&buf)
 	}
-	if len(o.buf) > 0 || o.marked || o.ended {
-		o.mu.Unlock()
-		go o.flush()
-		return
-	}
-	o.flushing = false
-	o.idle.Broadcast()
-	o.mu.Unlock()
 }
 
 func (o *outbox) appendAck(p *Pending) {
@@ -210,16 +250,7 @@ func (o *outbox) flush() {
 			patience = closePatience
 		}
 		o.mu.Unlock()
-		_ = o.c.nc.SetWriteDeadline(time.Now().Add(patience))
-		n, err := o.c.nc.Write(buf)
-		if o.c.b.opt.Events.BytesOut != nil {
-			o.c.b.opt.Events.BytesOut(n)
-		}
-		if cap(buf) <= maxPooled {
-			buf = buf[:0]
-			writePool.Put(&buf)
-		}
-		if err != nil {
+		if err := o.send(buf, patience); err != nil {
 			o.mu.Lock()
 			o.dead, o.ended, o.buf = true, true, nil
 			o.rest()
@@ -235,6 +266,22 @@ func (o *outbox) flush() {
 			o.c.Session().Writable()
 		}
 	}
+}
+
+// send writes buf whole, within patience. Most often the socket takes it at once,
+// and no deadline is needed. buf is the pool's afterwards.
+func (o *outbox) send(buf []byte, patience time.Duration) error {
+	defer recycle(buf)
+	n := o.try(buf)
+	if n == len(buf) {
+		return nil
+	}
+	_ = o.c.nc.SetWriteDeadline(time.Now().Add(patience))
+	m, err := o.c.nc.Write(buf[n:])
+	if o.c.b.opt.Events.BytesOut != nil {
+		o.c.b.opt.Events.BytesOut(m)
+	}
+	return err
 }
 
 // rest ends the flusher. Caller holds mu, which is released.
