@@ -82,6 +82,7 @@ type Auth struct {
 	pairs, addresses *throttle
 	keys             keyring
 	remembered       remembered
+	proofs           proofs
 	users            userCache
 	revoked          revokedFamilies
 	changes          sync.Mutex // PutSecret of keys and revoked families
@@ -118,6 +119,7 @@ func New(ctx context.Context, o Options) (*Auth, error) {
 	a := &Auth{opt: o, st: o.Store, log: o.Log, slots: make(chan struct{}, o.Parallel), dummy: hashPassword("not a password"),
 		pairs: newThrottle(o.MaxFailures, o.Window), addresses: newThrottle(o.MaxAddressFailures, o.Window)}
 	a.remembered.init()
+	a.proofs.init()
 	a.users.init()
 	if err := a.loadKeys(ctx); err != nil {
 		return nil, err

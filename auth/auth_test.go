@@ -364,6 +364,40 @@ func TestKeyRotation(t *testing.T) {
 	}
 }
 
+// TestARecognisedTokenIsHeldToItsTimes: the signature is checked once, all else
+// each time.
+func TestARecognisedTokenIsHeldToItsTimes(t *testing.T) {
+	d := newDesk(t)
+	g := d.login()
+	check := func(k im.Kind, when string) {
+		t.Helper()
+		_, err := d.CheckToken(ctx, g.Token)
+		if k == 0 {
+			d.ok(err, when)
+		} else {
+			d.want(k, err, when)
+		}
+	}
+	check(0, "seen first")
+	if len(d.proofs.m) != 1 {
+		t.Fatalf("%d tokens are remembered", len(d.proofs.m))
+	}
+	check(0, "recognised")
+	d.pass(-time.Hour)
+	check(im.Unauthorized, "before it was issued, by a clock that was put back")
+	d.pass(time.Hour + d.opt.TokenTTL)
+	check(im.Unauthorized, "expired")
+	d.pass(-d.opt.TokenTTL)
+	check(0, "in its time again")
+	d.ok(d.RotateKey(ctx), "rotate")
+	if len(d.proofs.m) != 0 {
+		t.Error("what an older key vouched for is not asked again")
+	}
+	check(0, "after a rotation")
+	d.ok(d.SetDisabled(ctx, "alice", true), "disable")
+	check(im.Disabled, "of a disabled account")
+}
+
 func TestATokenOfADevice(t *testing.T) {
 	d := newDesk(t)
 	g, err := d.Login(ctx, "alice", "correct-horse", "phone", "x")
@@ -410,6 +444,12 @@ func BenchmarkConnect(b *testing.B) {
 	b.Run("remembered", func(b *testing.B) {
 		for b.Loop() {
 			_, _ = a.CheckConnect(ctx, "alice", []byte("correct-horse"), "", "x")
+		}
+	})
+	b.Run("token seen first", func(b *testing.B) {
+		for b.Loop() {
+			a.proofs.forget()
+			_, _ = a.CheckConnect(ctx, "", []byte(g.Token), "", "x")
 		}
 	})
 	b.Run("token", func(b *testing.B) {

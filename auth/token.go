@@ -3,7 +3,9 @@ package auth
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"sync"
@@ -66,7 +68,14 @@ func (a *Auth) loadKeys(ctx context.Context) error {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return im.E(im.Internal, "auth.loadKeys", errors.New("the stored signing keys are unreadable"))
 	}
-	return a.keys.use(s)
+	return a.useKeys(s)
+}
+
+// useKeys puts the keys into service. What the old ones vouched for is asked again.
+func (a *Auth) useKeys(s storedKeys) error {
+	err := a.keys.use(s)
+	a.proofs.forget()
+	return err
 }
 
 func (k *keyring) use(s storedKeys) error {
@@ -115,7 +124,7 @@ func (a *Auth) RotateKey(ctx context.Context) error {
 	if err := a.st.PutSecret(ctx, keysSecret, b); err != nil {
 		return err
 	}
-	return a.keys.use(s)
+	return a.useKeys(s)
 }
 
 func (a *Auth) issue(u store.User, device im.DeviceID, family string, now time.Time) (string, error) {
@@ -144,18 +153,11 @@ func (a *Auth) CheckToken(ctx context.Context, token string) (Identity, error) {
 	if len(token) > maxToken {
 		return Identity{}, errCredentials
 	}
-	var c claims
-	_, err := jwt.ParseWithClaims(token, &c, a.verifyKey,
-		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(a.opt.Issuer), jwt.WithAudience(audience),
-		jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithTimeFunc(a.opt.Now), jwt.WithStrictDecoding())
-	if err != nil {
-		return Identity{}, errCredentials // the reason would hold parts of the token
-	}
-	user := im.UserID(c.Subject)
-	if !user.Valid() || c.Family == "" || c.IMS == 0 || a.revoked.has(c.Family) {
+	p, ok := a.verify(token)
+	if !ok || a.revoked.has(p.family) {
 		return Identity{}, errCredentials
 	}
-	u, err := a.users.get(ctx, a.st, user)
+	u, err := a.users.get(ctx, a.st, p.user)
 	switch {
 	case im.Is(err, im.NotFound):
 		return Identity{}, errCredentials
@@ -163,10 +165,103 @@ func (a *Auth) CheckToken(ctx context.Context, token string) (Identity, error) {
 		return Identity{}, err
 	case u.Disabled:
 		return Identity{}, im.Refuse(im.Disabled, "disabled", "the account is disabled")
-	case c.IMS < u.NotBefore:
+	case p.issued < u.NotBefore:
 		return Identity{}, errCredentials
 	}
-	return Identity{User: user, Role: u.Role, Device: im.DeviceID(c.Device), Expires: c.ExpiresAt.Time, Family: c.Family, Issued: c.IMS}, nil
+	return Identity{User: p.user, Role: u.Role, Device: p.device, Expires: p.expires, Family: p.family, Issued: p.issued}, nil
+}
+
+// proof is what a token says whose signature was checked. Whether that still
+// holds (times, revocation, the account) is asked each time.
+type proof struct {
+	user    im.UserID
+	device  im.DeviceID
+	family  string
+	issued  int64 // Unix ms
+	from    time.Time
+	expires time.Time
+}
+
+// verify checks signature, issuer, audience and times. The reason of a failure is
+// not returned: it would hold parts of the token.
+func (a *Auth) verify(token string) (proof, bool) {
+	now, sum := a.opt.Now(), a.proofs.sum(token)
+	if p, ok := a.proofs.get(sum); ok {
+		return p, !now.Before(p.from) && now.Before(p.expires)
+	}
+	gen := a.proofs.generation()
+	var c claims
+	_, err := jwt.ParseWithClaims(token, &c, a.verifyKey,
+		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(a.opt.Issuer), jwt.WithAudience(audience),
+		jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithTimeFunc(a.opt.Now), jwt.WithStrictDecoding())
+	p := proof{user: im.UserID(c.Subject), device: im.DeviceID(c.Device), family: c.Family, issued: c.IMS}
+	if err != nil || !p.user.Valid() || p.family == "" || p.issued == 0 {
+		return proof{}, false
+	}
+	p.expires = c.ExpiresAt.Time
+	for _, t := range []*jwt.NumericDate{c.IssuedAt, c.NotBefore} {
+		if t != nil && t.After(p.from) {
+			p.from = t.Time
+		}
+	}
+	a.proofs.add(sum, p, gen)
+	return p, true
+}
+
+// proofs recognises tokens whose signature was checked, by an HMAC under a key
+// that lives as long as the process: when everybody comes back at once, that is
+// a third of a connection's cost. Bounded: full, it starts anew.
+type proofs struct {
+	key [32]byte
+	mu  sync.RWMutex
+	m   map[[32]byte]proof
+	gen uint64 // raised when the keys change: what was checked before is forgotten
+}
+
+const maxProofs = 100_000
+
+func (c *proofs) init() {
+	_, _ = rand.Read(c.key[:])
+	c.m = make(map[[32]byte]proof)
+}
+
+func (c *proofs) sum(token string) (out [32]byte) {
+	h := hmac.New(sha256.New, c.key[:])
+	h.Write([]byte(token))
+	h.Sum(out[:0])
+	return out
+}
+
+func (c *proofs) get(sum [32]byte) (proof, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	p, ok := c.m[sum]
+	return p, ok
+}
+
+func (c *proofs) generation() uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.gen
+}
+
+func (c *proofs) add(sum [32]byte, p proof, gen uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gen != gen {
+		return
+	}
+	if len(c.m) >= maxProofs {
+		clear(c.m)
+	}
+	c.m[sum] = p
+}
+
+func (c *proofs) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gen++
+	clear(c.m)
 }
 
 func (a *Auth) verifyKey(t *jwt.Token) (any, error) {
