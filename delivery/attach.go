@@ -96,6 +96,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 		d.discard(l)
 		return nil, err
 	}
+	l.device = dev
 	d.count(1)
 	return out, nil
 }
@@ -273,11 +274,8 @@ func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) bool {
 		}
 		return true
 	}
-	dev, err := d.src.Device(ctx, l.key)
-	if err != nil {
-		return true
-	}
 	now := d.opt.Now().UnixMilli()
+	dev := l.device // only who holds the lock of a connected device writes its row
 	dev.LastSeen, dev.Session.Ended = now, now
 	if expiry != nil {
 		dev.Session.Expiry = *expiry
@@ -310,14 +308,12 @@ func (d *Delivery) SaveSession(ctx context.Context, l *Line, subs []store.Subscr
 	if l.ended() {
 		return nil
 	}
-	dev, err := d.src.Device(ctx, l.key)
-	if err != nil {
-		return err
-	}
+	dev := l.device
 	dev.Session.Subs = subs
 	if err := d.src.PutDevice(ctx, dev, dev.Session.Present); err != nil {
 		return err
 	}
+	l.device = dev
 	l.SetView(NewView(subs))
 	return nil
 }

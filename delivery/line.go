@@ -15,8 +15,9 @@ type Line struct {
 	key  im.DeviceKey
 	wire Wire
 
-	transient bool       // forgotten when it detaches
-	storing   sync.Mutex // held from taking cursors until they are stored: a cursor never goes back
+	transient bool         // forgotten when it detaches
+	device    store.Device // the stored row; guarded by Delivery.lock of key
+	storing   sync.Mutex   // held from taking cursors until they are stored: a cursor never goes back
 
 	mu       sync.Mutex
 	window   int // QoS 1 packets that may be unacknowledged: ≤ the client's Receive Maximum
