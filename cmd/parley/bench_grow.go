@@ -136,7 +136,8 @@ func (x *grower) conversations(ctx context.Context, n int) error {
 			if k == 0 {
 				role = "owner"
 			}
-			tx.Members = append(tx.Members, store.Member{Group: id, User: u, Role: role, Since: x.now})
+			// From after the creation on: devices that are away have missed nothing of it.
+			tx.Members = append(tx.Members, store.Member{Group: id, User: u, Role: role, Since: x.now, Start: 1})
 		}
 		if err := x.st.Commit(ctx, tx); err != nil {
 			return err
