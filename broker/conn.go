@@ -29,6 +29,7 @@ type Conn struct {
 	version   byte // 4 or 5
 	keepAlive time.Duration
 	maxPacket int  // the client's Maximum Packet Size; 0 none
+	noSession bool // Session Expiry Interval 0: a DISCONNECT cannot raise it
 	noProblem bool // Request Problem Information 0: acknowledgements carry no properties
 	envelope  bool // deliveries carry the JSON envelope
 	user      im.UserID
@@ -460,6 +461,9 @@ func (c *Conn) control(first byte, body []byte, bye **packets.Packet) error {
 	case packets.Auth:
 		return c.session.Auth(pk)
 	}
+	if c.noSession && pk.Properties.SessionExpiryInterval > 0 { // [MQTT-3.14.2-2]
+		return &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "a Session Expiry Interval in DISCONNECT where CONNECT had none"}
+	}
 	*bye = pk
 	return errEnd
 }
@@ -500,6 +504,9 @@ func (c *Conn) disconnect(code byte, reason string) {
 				reason = ""
 			}
 			bye = AppendDisconnect(nil, c.version, code, reason)
+			if c.maxPacket > 0 && len(bye) > c.maxPacket { // [MQTT-3.14.2-3]
+				bye = AppendDisconnect(nil, c.version, code, "")
+			}
 		}
 		c.out.close(bye)
 		c.acks.stop()

@@ -40,7 +40,8 @@ func (c *Conn) form(p *delivery.Parcel, qos byte) *delivery.Form {
 	return p.Form(i, encodeForm)
 }
 
-func encodeForm(e *im.Entry, i int) *delivery.Form {
+func encodeForm(p *delivery.Parcel, i int) *delivery.Form {
+	e := p.Entry
 	author := i >= formAuthor
 	i %= formAuthor
 	qos0 := i >= formQoS0
@@ -51,7 +52,7 @@ func encodeForm(e *im.Entry, i int) *delivery.Form {
 	if e.Conv.Kind() == im.KindDM && !author {
 		viewer, _ = e.Conv.Peer(e.From)
 	}
-	topic := entryTopic(e, viewer)
+	topic := e.ViewTopic(viewer)
 	var props []byte
 	body := e.Body
 	switch {
@@ -73,22 +74,10 @@ func encodeForm(e *im.Entry, i int) *delivery.Form {
 			props = entryProps(e, wrap, e.Conv.Kind() == im.KindGroup || viewer == e.From)
 		}
 	}
+	if v5 {
+		props = appendSubIDs(props, p.SubIDs)
+	}
 	return encodePublish(topic, body, props, v5, !qos0, e.Op == im.OpPublish && e.Flags&im.FlagRetained != 0)
-}
-
-// entryTopic is the topic of an entry as viewer sees it.
-func entryTopic(e *im.Entry, viewer im.UserID) string {
-	switch {
-	case e.Op == im.OpPublish:
-		return e.Topic
-	case e.Conv.Kind() == im.KindAccount:
-		return "me/" + e.Event
-	}
-	t := e.Conv.Topic(viewer)
-	if op := e.Op.String(); op != "" {
-		t += "/" + op + "/" + strconv.FormatUint(uint64(e.Ref), 10)
-	}
-	return t
 }
 
 // entryProps are the MQTT 5 properties of a message. from is left out where the
@@ -192,9 +181,7 @@ func (c *Conn) encodeNote(n *delivery.Note, qos byte, packet uint16) []byte {
 			props = appendUserProp(props, "from", string(n.From))
 		}
 		props = appendPlainProps(props, n.Props, n.TS)
-		for _, id := range n.SubIDs {
-			props = AppendVarint(append(props, packets.PropSubscriptionIdentifier), id)
-		}
+		props = appendSubIDs(props, n.SubIDs)
 	}
 	f := encodePublish(n.Topic, body, props, c.version >= 5, qos > 0, n.Retain)
 	if f.ID > 0 {
@@ -238,10 +225,21 @@ func AddSubIDs(props []byte, ids []int) []byte {
 	} else {
 		props = append([]byte(nil), props...)
 	}
+	return appendSubIDs(props, ids)
+}
+
+func appendSubIDs(props []byte, ids []int) []byte {
 	for _, id := range ids {
 		props = AppendVarint(append(props, packets.PropSubscriptionIdentifier), id)
 	}
 	return props
+}
+
+// expired reports whether the Message Expiry Interval packed in props has passed
+// since ts [MQTT-3.3.2-5].
+func expired(props []byte, ts int64) bool {
+	expiry := PlainExpiry(props)
+	return expiry > 0 && time.Now().UnixMilli()-ts >= int64(expiry)*1000
 }
 
 // appendPlainProps writes packed properties, the expiry less the time the

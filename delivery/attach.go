@@ -49,7 +49,12 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 
 	if old := d.Line(a.Key); old != nil {
 		old.wire.Close(TakenOver)
-		d.retire(ctx, old)
+		if d.retire(ctx, old) {
+			old.heir = GoesOn
+			if a.Clean {
+				old.heir = StartsAnew
+			}
+		}
 	}
 	now := d.opt.Now().UnixMilli()
 	dev, err := d.src.Device(ctx, a.Key)
@@ -57,7 +62,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 	if err != nil && !im.Is(err, im.NotFound) {
 		return nil, err
 	}
-	l := &Line{d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, transient: a.Transient}
+	l := &Line{d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, clean: a.Clean, transient: a.Transient}
 	if a.ReceiveMaximum > 0 {
 		l.window = min(l.window, a.ReceiveMaximum)
 	}
@@ -259,13 +264,17 @@ func (a *Attached) Start(ctx context.Context) {
 // Detach ends a line when its connection has closed: cursors and session are
 // stored. expiry replaces the Session Expiry Interval if the client's
 // DISCONNECT had one. It reports false, and does nothing, for a line that was
-// taken over or whose device was removed.
-func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) bool {
+// taken over or whose device was removed. ended, if not nil, is called otherwise,
+// before the device can attach again.
+func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32, ended func()) bool {
 	mu := d.lock(l.key)
 	mu.Lock()
 	defer mu.Unlock()
 	if !d.retire(ctx, l) {
 		return false
+	}
+	if ended != nil {
+		ended()
 	}
 	if l.transient {
 		if err := d.src.DropDevice(ctx, l.key); err != nil {

@@ -13,11 +13,13 @@ type View struct {
 	subs  []filterQoS
 	stops []im.Filter
 	Sent  bool // wants "sent": only a subscription by that name turns it on
+	ids   bool // a filter of subs has a Subscription Identifier
 }
 
 type filterQoS struct {
 	im.Filter
 	qos byte
+	id  int // Subscription Identifier; 0: none
 }
 
 // Stop is the QoS under which a session keeps an UNSUBSCRIBE that stops IM topics.
@@ -29,8 +31,8 @@ func NewView(subs []store.Subscription) View {
 	var v View
 	for _, s := range subs {
 		f, err := im.ParseFilter(s.Filter)
-		if err != nil || f.Share != "" {
-			continue
+		if err != nil || (f.Share != "" && s.QoS > 0) {
+			continue // a shared subscription can only lower: it neither names "sent" nor takes back a stop
 		}
 		if inIM, _ := f.Overlaps(); !inIM {
 			continue
@@ -39,8 +41,9 @@ func NewView(subs []store.Subscription) View {
 		case s.QoS == Stop:
 			v.stops = append(v.stops, f)
 		default:
-			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1)})
-			v.Sent = v.Sent || f.Topic == "sent"
+			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1), s.ID})
+			v.Sent = v.Sent || (f.Topic == "sent" && f.Share == "")
+			v.ids = v.ids || s.ID > 0
 		}
 	}
 	return v
@@ -74,20 +77,36 @@ func (v *View) topic(topic string) (qos byte, stopped bool) {
 	if len(v.subs) == 0 && len(v.stops) == 0 {
 		return 1, false
 	}
-	matched := false
+	matched, wanted := false, false
 	for _, s := range v.subs {
 		if s.Match(topic) {
-			matched = true
+			matched, wanted = true, wanted || s.Share == ""
 			qos = max(qos, s.qos)
 		}
 	}
-	if matched {
+	if !matched {
+		qos = 1
+	}
+	if wanted {
 		return qos, false
 	}
 	for _, s := range v.stops {
 		if s.Match(topic) {
-			return 1, true
+			return qos, true
 		}
 	}
-	return 1, false
+	return qos, false
+}
+
+// subIDs are the Subscription Identifiers a PUBLISH to topic carries [MQTT-3.3.4-3..5].
+func (v *View) subIDs(topic string) (ids []int) {
+	if !v.ids {
+		return nil
+	}
+	for _, s := range v.subs {
+		if s.id > 0 && s.Share == "" && s.Match(topic) {
+			ids = append(ids, s.id)
+		}
+	}
+	return ids
 }

@@ -261,7 +261,7 @@ func (g *Gate) connect(ctx context.Context, c *broker.Conn, in *packets.Packet) 
 		return nil, ack, err
 	}
 	s.at, s.line, s.subs = at, at.Line, at.Session.Subs
-	g.wills.cancel(s.key)
+	g.wills.back(s.key, in.Connect.Clean)
 	g.opt.Plain.Open(s.key, s.expiry > 0, plainSubs(s.subs))
 	g.expiry.set(s)
 	ack.Present = at.Present

@@ -1,5 +1,7 @@
 package im
 
+import "strconv"
+
 // Op says what an entry of a log is.
 type Op uint8
 
@@ -55,6 +57,23 @@ const (
 	FlagRetained                   // OpPublish: deliver with RETAIN set
 	FlagUTF8                       // Payload Format Indicator 1
 )
+
+// ViewTopic is the topic of the entry as viewer sees it: that of its conversation,
+// {conv}/{op}/{ref} for an operation, me/{event} for an account event, the
+// published one in a queue.
+func (e *Entry) ViewTopic(viewer UserID) string {
+	switch {
+	case e.Op == OpPublish:
+		return e.Topic
+	case e.Conv.Kind() == KindAccount:
+		return "me/" + e.Event
+	}
+	t := e.Conv.Topic(viewer)
+	if op := e.Op.String(); op != "" {
+		t += "/" + op + "/" + strconv.FormatUint(uint64(e.Ref), 10)
+	}
+	return t
+}
 
 // Size is what the entry weighs in a queue or cache, in bytes: its variable
 // parts and a constant for the rest.
