@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -161,9 +162,13 @@ func (c *Conn) connect() bool {
 	if err != nil {
 		c.b.refused("handshake")
 		var fe *FrameError
-		if errors.As(err, &fe) && fe.Code == packets.ErrUnsupportedProtocolVersion.Code {
+		switch {
+		case !errors.As(err, &fe):
+		case fe.Code == packets.ErrUnsupportedProtocolVersion.Code:
 			// [MQTT-3.1.2-2]: 3.1.1 clients know return code 1, and so do those of older versions.
 			c.out.write([]byte{packets.Connack << 4, 2, 0, 1})
+		case isMQTT5(frame):
+			c.out.write([]byte{packets.Connack << 4, 3, 0, fe.Code, 0}) // [MQTT-3.1.4-1]
 		}
 		return false
 	}
@@ -190,7 +195,8 @@ func (c *Conn) connect() bool {
 }
 
 // readFirst reads one frame byte-exactly: what follows stays in the socket.
-// Anything but a sound CONNECT of at most connectMax bytes is an error.
+// Anything but a sound CONNECT of at most connectMax bytes is an error, which
+// comes with as much of the frame as was read.
 func readFirst(nc net.Conn) ([]byte, error) {
 	buf := make([]byte, 0, 256)
 	need := 2
@@ -201,22 +207,30 @@ func readFirst(nc net.Conn) ([]byte, error) {
 			return nil, err
 		}
 		if buf[0]>>4 != packets.Connect {
-			return nil, &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "the first packet is not CONNECT"} // [MQTT-3.1.0-1]
+			return buf, &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "the first packet is not CONNECT"} // [MQTT-3.1.0-1]
 		}
 		head, total, err := HeaderLen(buf)
 		switch {
 		case errors.Is(err, ErrNeedMore):
 			need = len(buf) + 1
 		case err != nil:
-			return nil, err
+			return buf, err
 		case total > connectMax:
-			return nil, &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "CONNECT is over 8 KiB"}
+			return buf, &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "CONNECT is over 8 KiB"}
 		case len(buf) == total:
 			return buf, CheckConnect(buf[head:])
 		default:
 			need = total
 		}
 	}
+}
+
+// isMQTT5 reports whether a frame that is no sound CONNECT begins like one of
+// MQTT 5: its sender understands a CONNACK with a reason.
+func isMQTT5(frame []byte) bool {
+	const name = "\x00\x04MQTT\x05"
+	head, _, err := HeaderLen(frame)
+	return err == nil && frame[0] == packets.Connect<<4 && bytes.HasPrefix(frame[head:], []byte(name))
 }
 
 // protocolVersion reads the level out of a checked CONNECT.

@@ -1,9 +1,13 @@
 package plays
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 )
@@ -224,5 +228,28 @@ func TestAnErrorEventNamesTheMessage(t *testing.T) {
 	old.Send(message{topic: "dm/bob/id/m2", retain: true, qos: 1, id: 8})
 	if e := old.Await("error"); !strings.HasPrefix(e.Body, `{"topic":"dm/bob/id/m2","id":"m2","packet":8,"code":131,"reason":"`) {
 		t.Errorf("%s", e.Body)
+	}
+}
+
+func TestAMalformedConnectOfMQTT5IsAnswered(t *testing.T) {
+	h, _, _ := stage(t)
+	for _, tt := range []struct {
+		why, body string
+		code      byte
+	}{
+		{"the reserved flag", "\x00\x04MQTT\x05\x03\x00\x3c\x00\x00\x01c", 0x81},
+		{"a property twice", "\x00\x04MQTT\x05\x02\x00\x3c\x06\x21\x00\x01\x21\x00\x01\x00\x01c", 0x82},
+	} {
+		nc, err := net.Dial("tcp", h.MQTT)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = nc.Write(append([]byte{packets.Connect << 4, byte(len(tt.body))}, tt.body...))
+		_ = nc.SetReadDeadline(time.Now().Add(patience))
+		got, err := io.ReadAll(nc)
+		if want := []byte{packets.Connack << 4, 3, 0, tt.code, 0}; err != nil || !bytes.Equal(got, want) { // [MQTT-3.1.4-1]
+			t.Errorf("%s: %x, %v, want %x", tt.why, got, err, want)
+		}
+		_ = nc.Close()
 	}
 }
