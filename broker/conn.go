@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -158,7 +159,9 @@ func (c *Conn) over(r any) {
 // connect reads and answers the CONNECT.
 func (c *Conn) connect() bool {
 	_ = c.nc.SetReadDeadline(time.Now().Add(c.b.opt.ConnectTimeout))
+	stop := context.AfterFunc(c.b.closing, func() { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) })
 	frame, err := readFirst(c.nc)
+	stop()
 	if err != nil {
 		c.b.refused("handshake")
 		var fe *FrameError

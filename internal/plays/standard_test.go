@@ -253,3 +253,33 @@ func TestAMalformedConnectOfMQTT5IsAnswered(t *testing.T) {
 		_ = nc.Close()
 	}
 }
+
+func TestStoppingDoesNotWaitForStrangers(t *testing.T) {
+	// The limits on a stranger are longer than Stop waits.
+	h, alice, bob := stage(t, "--mqtt.connect-timeout", "1m")
+	a, b := alice.Connect("phone"), bob.Connect("phone")
+	for _, begun := range []string{"", "\x10", "\x10\x7f\x00\x04MQ"} {
+		nc, err := net.Dial("tcp", h.MQTT)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = nc.Close() }()
+		_, _ = nc.Write([]byte(begun))
+	}
+	_ = b.Raw([]byte{0x32, 0x80}) // the beginning of a packet
+	const n = 200
+	for i := range n {
+		a.Post(message{topic: "dm/bob", body: "x", qos: 1, id: uint16(i + 1)})
+	}
+	h.Stop()
+	for _, d := range []*Device{a, b} {
+		if code := d.Gone(); code != 0x8B {
+			t.Errorf("DISCONNECT 0x%02x, want 0x8B", code)
+		}
+	}
+	acked := len(a.acks)
+	h.Start()
+	if kept := len(alice.History("dm/bob")); kept < acked { // what was acknowledged is there
+		t.Errorf("%d acknowledged, %d in the history", acked, kept)
+	}
+}
