@@ -122,6 +122,9 @@ func (a *App) makeRooms() error {
 		return err
 	}
 	a.delivery = delivery.New(delivery.Options{
+		Friends: func(ctx context.Context, u im.UserID, among func(im.UserID) bool) ([]im.UserID, error) {
+			return a.chat.Acquainted(ctx, u, among)
+		},
 		Source: a.store, Window: cfg.MQTT.Window, MaxDevices: cfg.Sessions.MaxPerUser, ForgetAfter: cfg.Sessions.ForgetAfter, Log: a.log,
 		Events: delivery.Events{
 			Dropped: func(q string) { m.dropped.WithLabelValues(q).Inc() },

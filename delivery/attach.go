@@ -248,8 +248,10 @@ func (a *Attached) Start(ctx context.Context) {
 	l := a.Line
 	l.mu.Lock()
 	l.started = true
+	l.watch()
 	l.resume()
 	l.mu.Unlock()
+	l.ShowPresence()
 	for _, r := range a.reads {
 		reads, err := l.d.src.Reads(ctx, r.conv, r.since)
 		if err != nil {
@@ -342,6 +344,7 @@ func (d *Delivery) retire(ctx context.Context, l *Line) bool {
 		return false
 	}
 	l.closed = true
+	l.watch()
 	for _, t := range l.tracks {
 		t.dirty = t.dirty || (t.resolved && t.sent > t.acked) // so that a resend has DUP
 	}
@@ -377,26 +380,34 @@ func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.
 func (d *Delivery) register(l *Line) {
 	s := &d.users[shard(l.key.User)]
 	s.Lock()
-	defer s.Unlock()
 	u := s.m[l.key.User]
-	if u == nil {
+	first := u == nil
+	if first {
 		u = &userLines{}
 		s.m[l.key.User] = u
 	}
 	u.lines = append(u.lines, l)
+	s.Unlock()
+	if first {
+		d.presence.came(l.key.User)
+	}
 }
 
 // unregister takes the line out of the user and of every group's room.
 func (d *Delivery) unregister(l *Line) {
 	s := &d.users[shard(l.key.User)]
+	last := false
 	s.Lock()
 	if u := s.m[l.key.User]; u != nil {
 		u.lines = slices.DeleteFunc(slices.Clone(u.lines), func(x *Line) bool { return x == l })
-		if len(u.lines) == 0 {
+		if last = len(u.lines) == 0; last {
 			delete(s.m, l.key.User)
 		}
 	}
 	s.Unlock()
+	if last {
+		d.presence.went(l.key.User)
+	}
 	for _, g := range l.takeRooms() {
 		d.leave(g, l)
 	}

@@ -26,6 +26,7 @@ type Line struct {
 	closed   bool
 	started  bool // CONNACK is out; before that everything waits
 	inactive bool // me/state: not woken for ephemera
+	watching bool // counted among those that watch presence
 	full     bool // the wire is over its mark; Writable clears it
 
 	flights  ring // unacknowledged packets, in the order sent
@@ -397,6 +398,7 @@ func (l *Line) SetView(v View) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.view = v
+	l.watch()
 	for _, t := range l.tracks {
 		was := t.stopped
 		t.qos, t.stopped = v.Conv(t.conv, l.key.User)
@@ -409,8 +411,22 @@ func (l *Line) SetView(v View) {
 // SetInactive takes the device's me/state.
 func (l *Line) SetInactive(v bool) {
 	l.mu.Lock()
+	back := l.inactive && !v && l.watching
 	l.inactive = v
 	l.mu.Unlock()
+	if back {
+		l.d.presence.ask(l)
+	}
+}
+
+// ShowPresence has the device told how the friends are that it watches.
+func (l *Line) ShowPresence() {
+	l.mu.Lock()
+	watching := l.watching
+	l.mu.Unlock()
+	if watching {
+		l.d.presence.ask(l)
+	}
 }
 
 // wants reports whether the device takes ephemera on topic now.

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
@@ -14,6 +15,9 @@ type View struct {
 	stops []im.Filter
 	Sent  bool // wants "sent": only a subscription by that name turns it on
 	ids   bool // a filter of subs has a Subscription Identifier
+	// watches: a filter of subs is below presence/. Presence is for those who ask
+	// for it by that name: who subscribed to dm/+ reads messages, and nothing else.
+	watches bool
 }
 
 type filterQoS struct {
@@ -44,6 +48,7 @@ func NewView(subs []store.Subscription) View {
 			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1), s.ID})
 			v.Sent = v.Sent || (f.Topic == "sent" && f.Share == "")
 			v.ids = v.ids || s.ID > 0
+			v.watches = v.watches || (strings.HasPrefix(f.Topic, "presence/") && f.Share == "")
 		}
 	}
 	return v
@@ -96,6 +101,16 @@ func (v *View) topic(topic string) (qos byte, stopped bool) {
 		}
 	}
 	return qos, false
+}
+
+// presence reports whether topic, a presence/{user}, was asked for.
+func (v *View) presence(topic string) bool {
+	for _, s := range v.subs {
+		if s.Share == "" && strings.HasPrefix(s.Topic, "presence/") && s.Match(topic) {
+			return true
+		}
+	}
+	return false
 }
 
 // subIDs are the Subscription Identifiers a PUBLISH to topic carries [MQTT-3.3.4-3..5].
