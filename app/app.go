@@ -122,6 +122,9 @@ func (a *App) makeRooms() error {
 		return err
 	}
 	a.delivery = delivery.New(delivery.Options{
+		Friends: func(ctx context.Context, u im.UserID, among func(im.UserID) bool) ([]im.UserID, error) {
+			return a.chat.Acquainted(ctx, u, among)
+		},
 		Source: a.store, Window: cfg.MQTT.Window, MaxDevices: cfg.Sessions.MaxPerUser, ForgetAfter: cfg.Sessions.ForgetAfter, Log: a.log,
 		Events: delivery.Events{
 			Dropped: func(q string) { m.dropped.WithLabelValues(q).Inc() },
@@ -412,6 +415,14 @@ func (a *App) Run(ctx context.Context) error {
 // revoked disconnects what is connected with revoked credentials.
 func (a *App) revoked(r auth.Revocation) {
 	a.unpush(r, a.log)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if u, err := a.store.User(ctx, r.User); err == nil {
+		a.plain.Restrict(r.User, u.Role)
+	} else {
+		a.log.Warn("subscriptions not looked through after a revocation", "user", r.User, "error", err)
+		a.plain.Restrict(r.User, "")
+	}
 	n := a.delivery.Kick(r.User, delivery.Revoked, func(l *delivery.Line) bool {
 		return !a.auth.StillValid(a.gate.Identity(l.Key()))
 	})

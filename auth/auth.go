@@ -202,14 +202,19 @@ func (a *Auth) Login(ctx context.Context, user im.UserID, password string, devic
 	return a.grant(ctx, u, device, random(12))
 }
 
+// pairOf names an account and an address: what failures are counted by.
+func pairOf(user im.UserID, addr string) string {
+	if len(user) > im.MaxID {
+		user = "-"
+	}
+	return string(user) + " " + addr
+}
+
 // password checks one, slowly; failures are counted. It takes as long for a user
 // that does not exist, and says the same.
 func (a *Auth) password(ctx context.Context, user im.UserID, password, addr string) (store.User, error) {
 	now := a.opt.Now()
-	pair := string(user) + " " + addr
-	if len(user) > im.MaxID {
-		pair = "- " + addr
-	}
+	pair := pairOf(user, addr)
 	if wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now)); wait > 0 {
 		return store.User{}, tooManyErr(wait)
 	}
@@ -427,6 +432,9 @@ func (a *Auth) CheckConnect(ctx context.Context, username string, password []byt
 		return Identity{}, errCredentials
 	}
 	now := a.opt.Now()
+	if wait := a.pairs.check(pairOf(user, addr), now); wait > 0 { // also for a password that was right before
+		return Identity{}, tooManyErr(wait)
+	}
 	if u, err := a.users.get(ctx, a.st, user); err == nil && !u.Disabled && a.remembered.has(u, password, now) {
 		return Identity{User: u.ID, Role: u.Role, Issued: max(now.UnixMilli(), u.NotBefore)}, nil
 	}

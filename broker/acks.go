@@ -122,12 +122,22 @@ func (c *Conn) Pubcomp(id uint16, counted, known bool, seq uint64, ts int64) {
 	if !known && c.version >= 5 {
 		code = packets.ErrPacketIdentifierNotFound.Code
 	}
-	c.out.write(AppendPuback(nil, c.version, packets.Pubcomp, id, code, seq, ts, "", c.noProblem))
+	c.out.write(c.appendAck(nil, packets.Pubcomp, &Pending{ID: id, code: code, seq: seq, ts: ts}))
 }
 
 // Pubrec repeats the answer to a QoS 2 publish that came again.
 func (c *Conn) Pubrec(id uint16, seq uint64, ts int64) {
-	c.out.write(AppendPuback(nil, c.version, packets.Pubrec, id, 0, seq, ts, "", c.noProblem))
+	c.out.write(c.appendAck(nil, packets.Pubrec, &Pending{ID: id, seq: seq, ts: ts}))
+}
+
+// appendAck appends the acknowledgement of p, without properties where these
+// would make it larger than the client takes [MQTT-3.4.2-2, 3.4.2-3].
+func (c *Conn) appendAck(dst []byte, typ byte, p *Pending) []byte {
+	out := AppendPuback(dst, c.version, typ, p.ID, p.code, p.seq, p.ts, p.reason, c.noProblem)
+	if c.maxPacket > 0 && len(out)-len(dst) > c.maxPacket {
+		return AppendPuback(dst, c.version, typ, p.ID, p.code, 0, 0, "", true)
+	}
+	return out
 }
 
 // Settle waits until everything that was begun is finished, or the connection ends.

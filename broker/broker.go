@@ -96,6 +96,9 @@ type Broker struct {
 	ctx   context.Context // of the handlers; ends when Shutdown has drained
 	stop  context.CancelFunc
 
+	closing context.Context // ends when Shutdown begins: a stranger who has not said CONNECT yet is sent away
+	shut    context.CancelFunc
+
 	mu struct {
 		sync.Mutex
 		conns    map[*Conn]struct{}
@@ -129,6 +132,7 @@ func New(o Options) (*Broker, error) {
 	b := &Broker{opt: o, log: o.Log}
 	b.mu.conns = make(map[*Conn]struct{})
 	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.closing, b.shut = context.WithCancel(context.Background())
 
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumClients = math.MaxInt64 // limits are the listeners'
@@ -171,6 +175,7 @@ func (b *Broker) remove(c *Conn) {
 // committed and acknowledged, each client gets DISCONNECT 0x8B (server shutting
 // down). It returns when all connections are closed or ctx is done.
 func (b *Broker) Shutdown(ctx context.Context) {
+	b.shut()
 	b.mu.Lock()
 	b.mu.draining = true
 	conns := make([]*Conn, 0, len(b.mu.conns))

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +31,7 @@ type Conn struct {
 	version   byte // 4 or 5
 	keepAlive time.Duration
 	maxPacket int  // the client's Maximum Packet Size; 0 none
+	noSession bool // Session Expiry Interval 0: a DISCONNECT cannot raise it
 	noProblem bool // Request Problem Information 0: acknowledgements carry no properties
 	envelope  bool // deliveries carry the JSON envelope
 	user      im.UserID
@@ -156,13 +159,19 @@ func (c *Conn) over(r any) {
 // connect reads and answers the CONNECT.
 func (c *Conn) connect() bool {
 	_ = c.nc.SetReadDeadline(time.Now().Add(c.b.opt.ConnectTimeout))
+	stop := context.AfterFunc(c.b.closing, func() { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) })
 	frame, err := readFirst(c.nc)
+	stop()
 	if err != nil {
 		c.b.refused("handshake")
 		var fe *FrameError
-		if errors.As(err, &fe) && fe.Code == packets.ErrUnsupportedProtocolVersion.Code {
+		switch {
+		case !errors.As(err, &fe):
+		case fe.Code == packets.ErrUnsupportedProtocolVersion.Code:
 			// [MQTT-3.1.2-2]: 3.1.1 clients know return code 1, and so do those of older versions.
 			c.out.write([]byte{packets.Connack << 4, 2, 0, 1})
+		case isMQTT5(frame):
+			c.out.write([]byte{packets.Connack << 4, 3, 0, fe.Code, 0}) // [MQTT-3.1.4-1]
 		}
 		return false
 	}
@@ -189,7 +198,8 @@ func (c *Conn) connect() bool {
 }
 
 // readFirst reads one frame byte-exactly: what follows stays in the socket.
-// Anything but a sound CONNECT of at most connectMax bytes is an error.
+// Anything but a sound CONNECT of at most connectMax bytes is an error, which
+// comes with as much of the frame as was read.
 func readFirst(nc net.Conn) ([]byte, error) {
 	buf := make([]byte, 0, 256)
 	need := 2
@@ -200,22 +210,30 @@ func readFirst(nc net.Conn) ([]byte, error) {
 			return nil, err
 		}
 		if buf[0]>>4 != packets.Connect {
-			return nil, &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "the first packet is not CONNECT"} // [MQTT-3.1.0-1]
+			return buf, &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "the first packet is not CONNECT"} // [MQTT-3.1.0-1]
 		}
 		head, total, err := HeaderLen(buf)
 		switch {
 		case errors.Is(err, ErrNeedMore):
 			need = len(buf) + 1
 		case err != nil:
-			return nil, err
+			return buf, err
 		case total > connectMax:
-			return nil, &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "CONNECT is over 8 KiB"}
+			return buf, &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "CONNECT is over 8 KiB"}
 		case len(buf) == total:
 			return buf, CheckConnect(buf[head:])
 		default:
 			need = total
 		}
 	}
+}
+
+// isMQTT5 reports whether a frame that is no sound CONNECT begins like one of
+// MQTT 5: its sender understands a CONNACK with a reason.
+func isMQTT5(frame []byte) bool {
+	const name = "\x00\x04MQTT\x05"
+	head, _, err := HeaderLen(frame)
+	return err == nil && frame[0] == packets.Connect<<4 && bytes.HasPrefix(frame[head:], []byte(name))
 }
 
 // protocolVersion reads the level out of a checked CONNECT.
@@ -343,6 +361,9 @@ func (c *Conn) control(first byte, body []byte, bye **packets.Packet) error {
 	case packets.Auth:
 		return c.session.Auth(pk)
 	}
+	if c.noSession && pk.Properties.SessionExpiryInterval > 0 { // [MQTT-3.14.2-2]
+		return &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "a Session Expiry Interval in DISCONNECT where CONNECT had none"}
+	}
 	*bye = pk
 	return errEnd
 }
@@ -383,6 +404,9 @@ func (c *Conn) disconnect(code byte, reason string) {
 				reason = ""
 			}
 			bye = AppendDisconnect(nil, c.version, code, reason)
+			if c.maxPacket > 0 && len(bye) > c.maxPacket { // [MQTT-3.14.2-3]
+				bye = AppendDisconnect(nil, c.version, code, "")
+			}
 		}
 		c.out.close(bye)
 		c.acks.stop()

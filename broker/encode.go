@@ -40,7 +40,8 @@ func (c *Conn) form(p *delivery.Parcel, qos byte) *delivery.Form {
 	return p.Form(i, encodeForm)
 }
 
-func encodeForm(e *im.Entry, i int) *delivery.Form {
+func encodeForm(p *delivery.Parcel, i int) *delivery.Form {
+	e := p.Entry
 	author := i >= formAuthor
 	i %= formAuthor
 	qos0 := i >= formQoS0
@@ -63,52 +64,33 @@ func encodeForm(e *im.Entry, i int) *delivery.Form {
 		default:
 			props = entryProps(props, e, wrap, e.Conv.Kind() == im.KindGroup || viewer == e.From)
 		}
+		props = appendSubIDs(props, p.SubIDs)
 	}
 	size := len(e.Conv) + len(e.Topic) + len(props) + len(e.Body) + 16 // Conv is longer than its topic
 	if wrap {
 		size += envelopeRoom + len(e.From) + len(e.ID) + len(e.Type)
 	}
-	p := beginPublish(size)
-	p.b = appendEntryTopic(p.b, e, viewer)
-	p.topicDone(!qos0)
+	out := beginPublish(size)
+	out.b = e.AppendTopic(out.b, viewer)
+	out.topicDone(!qos0)
 	if v5 {
-		p.props(props)
+		out.props(props)
 	}
 	switch {
 	case e.Op == im.OpPublish:
-		p.b = append(p.b, e.Body...)
+		out.b = append(out.b, e.Body...)
 	case e.Conv.Kind() == im.KindAccount:
-		p.b = im.AppendEventBody(p.b, e)
+		out.b = im.AppendEventBody(out.b, e)
 	case wrap:
-		p.b = im.AppendEnvelope(p.b, e)
+		out.b = im.AppendEnvelope(out.b, e)
 	default:
-		p.b = append(p.b, e.Body...)
+		out.b = append(out.b, e.Body...)
 	}
-	return p.end(e.Op == im.OpPublish && e.Flags&im.FlagRetained != 0)
+	return out.end(e.Op == im.OpPublish && e.Flags&im.FlagRetained != 0)
 }
 
 // envelopeRoom is what an envelope has beside its variable parts, about.
 const envelopeRoom = 80
-
-// appendEntryTopic appends the topic of an entry as viewer sees it.
-func appendEntryTopic(b []byte, e *im.Entry, viewer im.UserID) []byte {
-	switch {
-	case e.Op == im.OpPublish:
-		return append(b, e.Topic...)
-	case e.Conv.Kind() == im.KindAccount:
-		return append(append(b, "me/"...), e.Event...)
-	}
-	if peer, dm := e.Conv.Peer(viewer); dm {
-		b = append(append(b, "dm/"...), peer...)
-	} else {
-		b = append(b, e.Conv.Topic(viewer)...)
-	}
-	if op := e.Op.String(); op != "" {
-		b = append(append(append(b, '/'), op...), '/')
-		b = strconv.AppendUint(b, uint64(e.Ref), 10)
-	}
-	return b
-}
 
 // entryProps appends the MQTT 5 properties of a message. from is left out where
 // the topic names the author.
@@ -235,9 +217,7 @@ func (c *Conn) encodeNote(n *delivery.Note, qos byte, packet uint16) []byte {
 			props = appendUserProp(props, "from", string(n.From))
 		}
 		props = appendPlainProps(props, n.Props, n.TS)
-		for _, id := range n.SubIDs {
-			props = AppendVarint(append(props, packets.PropSubscriptionIdentifier), id)
-		}
+		props = appendSubIDs(props, n.SubIDs)
 	}
 	p := beginPublish(len(n.Topic) + len(props) + len(body) + 8)
 	p.b = append(p.b, n.Topic...)
@@ -288,10 +268,21 @@ func AddSubIDs(props []byte, ids []int) []byte {
 	} else {
 		props = append([]byte(nil), props...)
 	}
+	return appendSubIDs(props, ids)
+}
+
+func appendSubIDs(props []byte, ids []int) []byte {
 	for _, id := range ids {
 		props = AppendVarint(append(props, packets.PropSubscriptionIdentifier), id)
 	}
 	return props
+}
+
+// expired reports whether the Message Expiry Interval packed in props has passed
+// since ts [MQTT-3.3.2-5].
+func expired(props []byte, ts int64) bool {
+	expiry := PlainExpiry(props)
+	return expiry > 0 && time.Now().UnixMilli()-ts >= int64(expiry)*1000
 }
 
 // appendPlainProps writes packed properties, the expiry less the time the

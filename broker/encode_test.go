@@ -9,6 +9,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/parley-im/parley/delivery"
 	"github.com/parley-im/parley/im"
 )
 
@@ -42,7 +43,7 @@ func TestEveryFormOfAnEntryDecodes(t *testing.T) {
 			"lamp/1", "lamp/1", "on", "on", ""},
 	} {
 		for i := range 2 * formAuthor {
-			f := encodeForm(&tt.e, i)
+			f := encodeForm(&delivery.Parcel{Entry: &tt.e}, i)
 			version, qos := byte(5), byte(1)
 			if i%formQoS0 == formWrapped4 {
 				version = 4
@@ -94,12 +95,12 @@ func TestEveryFormOfAnEntryDecodes(t *testing.T) {
 }
 
 func BenchmarkEncode(b *testing.B) {
-	e := &im.Entry{Conv: im.DM("alice", "bob"), Seq: 123456, TS: 1790000000000, From: "alice", Body: bytes.Repeat([]byte("x"), 100)}
+	p := &delivery.Parcel{Entry: &im.Entry{Conv: im.DM("alice", "bob"), Seq: 123456, TS: 1790000000000, From: "alice", Body: bytes.Repeat([]byte("x"), 100)}}
 	for name, form := range map[string]int{"3.1.1": formWrapped4, "5": formRaw} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				encodeForm(e, form)
+				encodeForm(p, form)
 			}
 		})
 	}

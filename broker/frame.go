@@ -313,6 +313,21 @@ next:
 	return nil
 }
 
+// hasProp reports whether checked properties have one of this id.
+func hasProp(raw []byte, id byte) bool {
+	for len(raw) > 0 {
+		p, _, _, rest, err := cutProp(raw)
+		if err != nil {
+			return false
+		}
+		if p == id {
+			return true
+		}
+		raw = rest
+	}
+	return false
+}
+
 // CheckConnect checks the body of a CONNECT.
 func CheckConnect(b []byte) error {
 	name, b, ok := cutBytes(b)
@@ -342,6 +357,9 @@ func CheckConnect(b []byte) error {
 			packets.PropRequestResponseInfo, packets.PropRequestProblemInfo, packets.PropUser, packets.PropAuthenticationMethod, packets.PropAuthenticationData)
 		if err != nil {
 			return err
+		}
+		if hasProp(props, packets.PropAuthenticationData) && !hasProp(props, packets.PropAuthenticationMethod) {
+			return &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "Authentication Data without an Authentication Method"} // section 3.1.2.11.10
 		}
 	}
 	if b, ok = cutText(b); !ok { // client id

@@ -82,6 +82,7 @@ func TestChecksRefuse(t *testing.T) {
 		{"bytes after the payload", "0004 4d515454 04 02 0000 0001 61 00", connect, 0x81},
 		{"a property twice", "0004 4d515454 05 02 0000 0a 11 00000001 11 00000001 0001 61", connect, 0x82},
 		{"a property of another packet", "0004 4d515454 05 02 0000 03 23 0001 0001 61", connect, 0x82},
+		{"Authentication Data without a method", "0004 4d515454 05 02 0000 04 160001 78 0001 61", connect, 0x82},
 		{"an unknown property", "0004 4d515454 05 02 0000 02 7f 00 0001 61", connect, 0x81},
 		{"Receive Maximum 0", "0004 4d515454 05 02 0000 03 21 0000 0001 61", connect, 0x82},
 		{"Maximum Packet Size 0", "0004 4d515454 05 02 0000 05 27 00000000 0001 61", connect, 0x82},

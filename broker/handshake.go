@@ -44,6 +44,7 @@ func (d *doorman) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	cl.Properties.Props.AssignedClientID = "" // so are client ids, which mochi takes for unique
 	cl.ID = strconv.FormatUint(d.b.handshakes.Add(1), 36)
 	c.maxPacket = int(pk.Properties.MaximumPacketSize)
+	c.noSession = pk.Properties.SessionExpiryInterval == 0
 	c.noProblem = pk.Properties.RequestProblemInfoFlag && pk.Properties.RequestProblemInfo == 0
 	hs.ack = d.b.opt.Gate.Connect(d.b.ctx, c, &pk)
 	if hs.ack.Code == 0 {

@@ -136,11 +136,11 @@ func (l *Listener) Serve(ctx context.Context, handle func(nc net.Conn, ended fun
 		}
 		delay = 0
 		wg.Add(1)
-		go l.serve(nc, handle, wg.Done)
+		go l.serve(ctx, nc, handle, wg.Done)
 	}
 }
 
-func (l *Listener) serve(nc net.Conn, handle func(net.Conn, func()), ended func()) {
+func (l *Listener) serve(ctx context.Context, nc net.Conn, handle func(net.Conn, func()), ended func()) {
 	handed := false
 	defer func() {
 		if r := recover(); r != nil {
@@ -151,6 +151,9 @@ func (l *Listener) serve(nc net.Conn, handle func(net.Conn, func()), ended func(
 			ended()
 		}
 	}()
+	// A server that stops does not wait for a stranger's handshake.
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	defer stop()
 	ready, err := l.ready(nc)
 	if err != nil {
 		_ = nc.Close()
@@ -172,7 +175,7 @@ func (l *Listener) serve(nc net.Conn, handle func(net.Conn, func()), ended func(
 		}
 	}
 	if tc, ok := ready.(*tls.Conn); ok {
-		ctx, cancel := context.WithTimeout(context.Background(), l.opt.HandshakeTimeout)
+		ctx, cancel := context.WithTimeout(ctx, l.opt.HandshakeTimeout)
 		err := tc.HandshakeContext(ctx)
 		cancel()
 		if err != nil {
@@ -181,6 +184,7 @@ func (l *Listener) serve(nc net.Conn, handle func(net.Conn, func()), ended func(
 			return
 		}
 	}
+	stop() // from here on the caller ends it
 	handed = true
 	handle(ready, ended)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/parley-im/parley/delivery"
+	"github.com/parley-im/parley/im"
 )
 
 // outbox is what waits to be written to one connection. Writers append under
@@ -226,7 +227,7 @@ func (o *outbox) appendAck(p *Pending) {
 		typ = packets.Pubrec
 	}
 	o.grow()
-	o.buf = AppendPuback(o.buf, o.c.version, typ, p.ID, p.code, p.seq, p.ts, p.reason, o.c.noProblem)
+	o.buf = o.c.appendAck(o.buf, typ, p)
 }
 
 // flush writes until there is nothing left.
@@ -340,9 +341,12 @@ func (o *outbox) shut() {
 
 // Deliver writes an entry: a method of delivery.Wire.
 func (c *Conn) Deliver(p *delivery.Parcel, qos byte, packet uint16, dup bool) delivery.Outcome {
+	if p.Op == im.OpPublish && !dup && expired(p.Props, p.TS) {
+		return delivery.Passed
+	}
 	f := c.form(p, qos)
 	if c.maxPacket > 0 && len(f.Frame) > c.maxPacket {
-		return delivery.TooBig
+		return delivery.Passed
 	}
 	o := &c.out
 	o.mu.Lock()
@@ -364,9 +368,12 @@ func (c *Conn) Deliver(p *delivery.Parcel, qos byte, packet uint16, dup bool) de
 
 // Send writes a note: a method of delivery.Wire.
 func (c *Conn) Send(n *delivery.Note, qos byte, packet uint16) delivery.Outcome {
+	if expired(n.Props, n.TS) {
+		return delivery.Passed
+	}
 	frame := c.encodeNote(n, qos, packet)
 	if c.maxPacket > 0 && len(frame) > c.maxPacket {
-		return delivery.TooBig
+		return delivery.Passed
 	}
 	o := &c.out
 	o.mu.Lock()

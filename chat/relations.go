@@ -353,3 +353,25 @@ func (c *Chat) eachRelation(ctx context.Context, me im.UserID, want func(store.R
 	}
 	return nil
 }
+
+// Acquainted lists those friends of u for which among is true, as far as neither
+// side blocks the other: who may hear of u's comings and goings, and u of theirs.
+func (c *Chat) Acquainted(ctx context.Context, u im.UserID, among func(im.UserID) bool) ([]im.UserID, error) {
+	rows, err := c.st.Relations(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	var out []im.UserID
+	for _, r := range rows {
+		if r.State != store.Friends || !among(r.Peer) {
+			continue
+		}
+		switch err := c.roster.mayDM(ctx, u, r.Peer); {
+		case err == nil:
+			out = append(out, r.Peer)
+		case !im.Is(err, im.Forbidden):
+			return nil, err
+		}
+	}
+	return out, nil
+}

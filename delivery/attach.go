@@ -49,7 +49,12 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 
 	if old := d.Line(a.Key); old != nil {
 		old.wire.Close(TakenOver)
-		d.retire(ctx, old)
+		if d.retire(ctx, old) {
+			old.heir = GoesOn
+			if a.Clean {
+				old.heir = StartsAnew
+			}
+		}
 	}
 	now := d.opt.Now().UnixMilli()
 	dev, err := d.src.Device(ctx, a.Key)
@@ -57,7 +62,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 	if err != nil && !im.Is(err, im.NotFound) {
 		return nil, err
 	}
-	l := &Line{d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, transient: a.Transient}
+	l := &Line{d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, clean: a.Clean, transient: a.Transient}
 	if a.ReceiveMaximum > 0 {
 		l.window = min(l.window, a.ReceiveMaximum)
 	}
@@ -244,8 +249,10 @@ func (a *Attached) Start(ctx context.Context) {
 	l := a.Line
 	l.mu.Lock()
 	l.started = true
+	l.watch()
 	l.resume()
 	l.mu.Unlock()
+	l.ShowPresence()
 	for _, r := range a.reads {
 		reads, err := l.d.src.Reads(ctx, r.conv, r.since)
 		if err != nil {
@@ -260,13 +267,17 @@ func (a *Attached) Start(ctx context.Context) {
 // Detach ends a line when its connection has closed: cursors and session are
 // stored. expiry replaces the Session Expiry Interval if the client's
 // DISCONNECT had one. It reports false, and does nothing, for a line that was
-// taken over or whose device was removed.
-func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32) bool {
+// taken over or whose device was removed. ended, if not nil, is called otherwise,
+// before the device can attach again.
+func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32, ended func()) bool {
 	mu := d.lock(l.key)
 	mu.Lock()
 	defer mu.Unlock()
 	if !d.retire(ctx, l) {
 		return false
+	}
+	if ended != nil {
+		ended()
 	}
 	if l.transient {
 		if err := d.src.DropDevice(ctx, l.key); err != nil {
@@ -329,6 +340,7 @@ func (d *Delivery) retire(ctx context.Context, l *Line) bool {
 		return false
 	}
 	l.closed = true
+	l.watch()
 	for _, t := range l.tracks {
 		t.dirty = t.dirty || (t.resolved && t.sent > t.acked) // so that a resend has DUP
 	}
@@ -364,26 +376,34 @@ func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.
 func (d *Delivery) register(l *Line) {
 	s := &d.users[shard(l.key.User)]
 	s.Lock()
-	defer s.Unlock()
 	u := s.m[l.key.User]
-	if u == nil {
+	first := u == nil
+	if first {
 		u = &userLines{}
 		s.m[l.key.User] = u
 	}
 	u.lines = append(u.lines, l)
+	s.Unlock()
+	if first {
+		d.presence.came(l.key.User)
+	}
 }
 
 // unregister takes the line out of the user and of every group's room.
 func (d *Delivery) unregister(l *Line) {
 	s := &d.users[shard(l.key.User)]
+	last := false
 	s.Lock()
 	if u := s.m[l.key.User]; u != nil {
 		u.lines = slices.DeleteFunc(slices.Clone(u.lines), func(x *Line) bool { return x == l })
-		if len(u.lines) == 0 {
+		if last = len(u.lines) == 0; last {
 			delete(s.m, l.key.User)
 		}
 	}
 	s.Unlock()
+	if last {
+		d.presence.went(l.key.User)
+	}
 	for _, g := range l.takeRooms() {
 		d.leave(g, l)
 	}

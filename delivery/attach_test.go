@@ -14,7 +14,7 @@ import (
 type nowire struct{}
 
 func (nowire) Deliver(*delivery.Parcel, byte, uint16, bool) delivery.Outcome { return delivery.Written }
-func (nowire) Send(*delivery.Note, byte, uint16) delivery.Outcome           { return delivery.Written }
+func (nowire) Send(*delivery.Note, byte, uint16) delivery.Outcome            { return delivery.Written }
 func (nowire) Close(delivery.CloseReason)                                    {}
 
 // BenchmarkAttach is the return of a device to which nothing happened, by how many
@@ -46,7 +46,7 @@ func BenchmarkAttach(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					defer d.Detach(ctx, a.Line, nil)
+					defer d.Detach(ctx, a.Line, nil, nil)
 				}
 				b.Run(name, func(b *testing.B) {
 					b.ReportAllocs()
@@ -55,7 +55,7 @@ func BenchmarkAttach(b *testing.B) {
 						if err != nil {
 							b.Fatal(err)
 						}
-						d.Detach(ctx, a.Line, nil)
+						d.Detach(ctx, a.Line, nil, nil)
 					}
 				})
 			}

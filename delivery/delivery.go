@@ -41,9 +41,12 @@ type Options struct {
 	MaxDevices int
 	// ForgetAfter is how long an unused device is known; default 90 days.
 	ForgetAfter time.Duration
-	Now         func() time.Time
-	Log         *slog.Logger
-	Events      Events
+	// Friends lists those friends of u, among those for which among is true, who
+	// may hear of u and u of them; nil: nobody is told of presence.
+	Friends func(ctx context.Context, u im.UserID, among func(im.UserID) bool) ([]im.UserID, error)
+	Now     func() time.Time
+	Log     *slog.Logger
+	Events  Events
 }
 
 // Delivery is the room. Make it with New, then Run it.
@@ -56,8 +59,9 @@ type Delivery struct {
 	rooms  [numShards]roomShard
 	device [numLocks]sync.Mutex // serialises attach and detach of one device
 
-	work  workList
-	dirty struct {
+	work     workList
+	presence presences
+	dirty    struct {
 		sync.Mutex
 		lines []*Line
 	}
@@ -116,6 +120,7 @@ func New(o Options) *Delivery {
 		d.rooms[i].m = make(map[im.GroupID]map[*Line]struct{})
 	}
 	d.work.init()
+	d.presence.init(d)
 	return d
 }
 
@@ -127,6 +132,7 @@ func (d *Delivery) Run(ctx context.Context) error {
 		wg.Go(func() { d.pumpWorker(ctx) })
 	}
 	wg.Go(func() { d.flushCursors(ctx) })
+	wg.Go(func() { d.presence.run(ctx) })
 	wg.Go(func() { d.forgetUnused(ctx) })
 	<-ctx.Done()
 	d.work.close()

@@ -26,5 +26,6 @@
 // conversation first moves on this connection, and its cursor is read from the
 // store then.
 //
-// Run owns all goroutines: the pump workers and the cursor flusher.
+// Run owns all goroutines: the pump workers, the cursor flusher and the one that
+// tells presence.
 package delivery

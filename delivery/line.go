@@ -16,6 +16,8 @@ type Line struct {
 	wire Wire
 
 	transient bool         // forgotten when it detaches
+	clean     bool         // its CONNECT began a new session
+	heir      Heir         // written under the device's lock, before Detach returns
 	device    store.Device // the stored row; guarded by Delivery.lock of key
 	storing   sync.Mutex   // held from taking cursors until they are stored: a cursor never goes back
 
@@ -25,6 +27,7 @@ type Line struct {
 	closed   bool
 	started  bool // CONNACK is out; before that everything waits
 	inactive bool // me/state: not woken for ephemera
+	watching bool // counted among those that watch presence
 	full     bool // the wire is over its mark; Writable clears it
 
 	flights  ring // unacknowledged packets, in the order sent
@@ -126,6 +129,11 @@ func (l *Line) write(t *track, p *Parcel) bool {
 		t.sent = p.Seq // acknowledged on an earlier connection, out of order
 		return true
 	}
+	if l.view.ids && p.Op != im.OpPublish { // a queue's entry has its own in it
+		if ids := l.view.subIDs(p.ViewTopic(l.key.User)); ids != nil {
+			p = &Parcel{Entry: p.Entry, SubIDs: ids}
+		}
+	}
 	if t.qos == 0 {
 		switch l.wire.Deliver(p, 0, 0, false) {
 		case Full, Closed:
@@ -145,7 +153,7 @@ func (l *Line) write(t *track, p *Parcel) bool {
 	case Full, Closed:
 		l.full = true
 		return false
-	case TooBig:
+	case Passed:
 		t.sent = p.Seq
 		l.settle(t, p.Seq)
 		return true
@@ -317,7 +325,9 @@ func (l *Line) Writable() {
 }
 
 // Note sends n at qos 0 or 1. At QoS 1 it waits for the window in a bounded
-// queue; at QoS 0, or when that is full, it is dropped and counted.
+// queue; at QoS 0, or when that is full, it is dropped and counted. On IM topics
+// it goes by what the device subscribed to: at QoS 0 where that says so, not at
+// all where it stopped them.
 func (l *Line) Note(n *Note, qos byte) { l.volatile(waiting{note: n}, qos) }
 
 // Volatile sends an entry that is in no log of this device: what the plain
@@ -327,6 +337,18 @@ func (l *Line) Volatile(p *Parcel, qos byte) { l.volatile(waiting{parcel: p}, qo
 func (l *Line) volatile(w waiting, qos byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if n := w.note; n != nil && im.InIMSpace(n.Topic) {
+		most, stopped := l.view.topic(n.Topic)
+		if stopped {
+			return
+		}
+		qos = min(qos, most)
+		if ids := l.view.subIDs(n.Topic); ids != nil {
+			own := *n
+			own.SubIDs = ids
+			w.note = &own
+		}
+	}
 	switch {
 	case l.closed || (qos == 0 && !l.started):
 		l.d.dropped("note")
@@ -377,6 +399,7 @@ func (l *Line) SetView(v View) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.view = v
+	l.watch()
 	for _, t := range l.tracks {
 		was := t.stopped
 		t.qos, t.stopped = v.Conv(t.conv, l.key.User)
@@ -389,8 +412,22 @@ func (l *Line) SetView(v View) {
 // SetInactive takes the device's me/state.
 func (l *Line) SetInactive(v bool) {
 	l.mu.Lock()
+	back := l.inactive && !v && l.watching
 	l.inactive = v
 	l.mu.Unlock()
+	if back {
+		l.d.presence.ask(l)
+	}
+}
+
+// ShowPresence has the device told how the friends are that it watches.
+func (l *Line) ShowPresence() {
+	l.mu.Lock()
+	watching := l.watching
+	l.mu.Unlock()
+	if watching {
+		l.d.presence.ask(l)
+	}
 }
 
 // wants reports whether the device takes ephemera on topic now.
@@ -406,6 +443,22 @@ func (l *Line) wantsAlways(topic string) bool {
 	defer l.mu.Unlock()
 	return l.started && !l.closed && !l.view.Stops(topic)
 }
+
+// Heir is who came after a line as the same device.
+type Heir uint8
+
+// The heirs of a line.
+const (
+	NoHeir     Heir = iota // the connection ended by itself, or the device was removed
+	GoesOn                 // a new connection took it over and goes on with its session
+	StartsAnew             // a new connection took it over and began a new session
+)
+
+// Heir says who took the line over. It is for the line's owner, after Detach.
+func (l *Line) Heir() Heir { return l.heir }
+
+// Clean reports whether the device began a new session with this connection.
+func (l *Line) Clean() bool { return l.clean }
 
 // WantsSent reports whether the device subscribed to "sent".
 func (l *Line) WantsSent() bool {

@@ -335,7 +335,7 @@ func (m *model) step(ctx context.Context, st step) string {
 			return f
 		}
 		m.w.Close(0)
-		m.d.Detach(ctx, m.at.Line, nil)
+		m.d.Detach(ctx, m.at.Line, nil, nil)
 		if st.n%2 == 0 {
 			m.d.Offer(m.mem.append(im.Entry{Conv: m.convs[0], From: "alice"}))
 		}

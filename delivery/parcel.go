@@ -11,7 +11,8 @@ import (
 // write to them again.
 type Parcel struct {
 	*im.Entry
-	forms [NumForms]atomic.Pointer[Form]
+	SubIDs []int // Subscription Identifiers; such a parcel is for one device
+	forms  [NumForms]atomic.Pointer[Form]
 }
 
 // Form is one encoding of a parcel.
@@ -26,11 +27,11 @@ const NumForms = 12
 
 // Form returns encoding i, made by encode on first use. Two wires may encode at
 // once; one result is kept.
-func (p *Parcel) Form(i int, encode func(*im.Entry, int) *Form) *Form {
+func (p *Parcel) Form(i int, encode func(*Parcel, int) *Form) *Form {
 	if f := p.forms[i].Load(); f != nil {
 		return f
 	}
-	f := encode(p.Entry, i)
+	f := encode(p, i)
 	if !p.forms[i].CompareAndSwap(nil, f) {
 		return p.forms[i].Load()
 	}
@@ -44,7 +45,7 @@ type Outcome uint8
 const (
 	Written Outcome = iota // on its way
 	Full                   // the buffer is over its mark: ask again after Line.Writable
-	TooBig                 // larger than the client's Maximum Packet Size: passed over
+	Passed                 // not for this client: larger than its Maximum Packet Size, or expired
 	Closed                 // the connection is gone
 )
 

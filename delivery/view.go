@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
@@ -13,11 +14,16 @@ type View struct {
 	subs  []filterQoS
 	stops []im.Filter
 	Sent  bool // wants "sent": only a subscription by that name turns it on
+	ids   bool // a filter of subs has a Subscription Identifier
+	// watches: a filter of subs is below presence/. Presence is for those who ask
+	// for it by that name: who subscribed to dm/+ reads messages, and nothing else.
+	watches bool
 }
 
 type filterQoS struct {
 	im.Filter
 	qos byte
+	id  int // Subscription Identifier; 0: none
 }
 
 // Stop is the QoS under which a session keeps an UNSUBSCRIBE that stops IM topics.
@@ -29,8 +35,8 @@ func NewView(subs []store.Subscription) View {
 	var v View
 	for _, s := range subs {
 		f, err := im.ParseFilter(s.Filter)
-		if err != nil || f.Share != "" {
-			continue
+		if err != nil || (f.Share != "" && s.QoS > 0) {
+			continue // a shared subscription can only lower: it neither names "sent" nor takes back a stop
 		}
 		if inIM, _ := f.Overlaps(); !inIM {
 			continue
@@ -39,8 +45,10 @@ func NewView(subs []store.Subscription) View {
 		case s.QoS == Stop:
 			v.stops = append(v.stops, f)
 		default:
-			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1)})
-			v.Sent = v.Sent || f.Topic == "sent"
+			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1), s.ID})
+			v.Sent = v.Sent || (f.Topic == "sent" && f.Share == "")
+			v.ids = v.ids || s.ID > 0
+			v.watches = v.watches || (strings.HasPrefix(f.Topic, "presence/") && f.Share == "")
 		}
 	}
 	return v
@@ -74,20 +82,46 @@ func (v *View) topic(topic string) (qos byte, stopped bool) {
 	if len(v.subs) == 0 && len(v.stops) == 0 {
 		return 1, false
 	}
-	matched := false
+	matched, wanted := false, false
 	for _, s := range v.subs {
 		if s.Match(topic) {
-			matched = true
+			matched, wanted = true, wanted || s.Share == ""
 			qos = max(qos, s.qos)
 		}
 	}
-	if matched {
+	if !matched {
+		qos = 1
+	}
+	if wanted {
 		return qos, false
 	}
 	for _, s := range v.stops {
 		if s.Match(topic) {
-			return 1, true
+			return qos, true
 		}
 	}
-	return 1, false
+	return qos, false
+}
+
+// presence reports whether topic, a presence/{user}, was asked for.
+func (v *View) presence(topic string) bool {
+	for _, s := range v.subs {
+		if s.Share == "" && strings.HasPrefix(s.Topic, "presence/") && s.Match(topic) {
+			return true
+		}
+	}
+	return false
+}
+
+// subIDs are the Subscription Identifiers a PUBLISH to topic carries [MQTT-3.3.4-3..5].
+func (v *View) subIDs(topic string) (ids []int) {
+	if !v.ids {
+		return nil
+	}
+	for _, s := range v.subs {
+		if s.id > 0 && s.Share == "" && s.Match(topic) {
+			ids = append(ids, s.id)
+		}
+	}
+	return ids
 }

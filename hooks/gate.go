@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -128,12 +129,15 @@ func (g *Gate) Identity(k im.DeviceKey) auth.Identity {
 }
 
 // Restore puts the plain subscriptions of persistent sessions back into the
-// index, before anybody connects.
-func (g *Gate) Restore(ctx context.Context, devices interface {
+// index, as far as the rules still allow them, before anybody connects.
+func (g *Gate) Restore(ctx context.Context, st interface {
 	EachDevice(ctx context.Context, fn func(store.Device) bool) error
+	User(ctx context.Context, u im.UserID) (store.User, error)
 }) error {
 	now := g.opt.Now().UnixMilli()
-	return devices.EachDevice(ctx, func(d store.Device) bool {
+	var owner store.User // of the last device: they come by user
+	var failed error
+	err := st.EachDevice(ctx, func(d store.Device) bool {
 		s := d.Session
 		if !s.Present || len(s.Subs) == 0 {
 			return true
@@ -142,12 +146,23 @@ func (g *Gate) Restore(ctx context.Context, devices interface {
 			s.Ended = max(d.LastSeen, now)
 		}
 		until := sessionEnd(s)
-		if until == 0 || until > now {
-			g.opt.Plain.Open(d.Key, true, plainSubs(s.Subs))
-			g.opt.Plain.Keep(d.Key, until)
+		if until > 0 && until <= now {
+			return true
 		}
+		if owner.ID != d.Key.User {
+			var err error
+			if owner, err = st.User(ctx, d.Key.User); im.Is(err, im.NotFound) {
+				return true
+			} else if err != nil {
+				failed = err
+				return false
+			}
+		}
+		g.opt.Plain.Open(d.Key, true, g.opt.Plain.Allowed(plain.Caller{Key: d.Key, Role: owner.Role}, plainSubs(s.Subs)))
+		g.opt.Plain.Keep(d.Key, until)
 		return true
 	})
+	return errors.Join(err, failed)
 }
 
 // sessionEnd is when a disconnected session expires, Unix ms; 0 never.
@@ -261,8 +276,8 @@ func (g *Gate) connect(ctx context.Context, c *broker.Conn, in *packets.Packet) 
 		return nil, ack, err
 	}
 	s.at, s.line, s.subs = at, at.Line, at.Session.Subs
-	g.wills.cancel(s.key)
-	g.opt.Plain.Open(s.key, s.expiry > 0, plainSubs(s.subs))
+	g.wills.back(s.key, in.Connect.Clean)
+	g.opt.Plain.Open(s.key, s.expiry > 0, g.opt.Plain.Allowed(s.caller(), plainSubs(s.subs)))
 	g.expiry.set(s)
 	ack.Present = at.Present
 	return s, ack, nil

@@ -115,7 +115,7 @@ func (s *session) Publish(p *broker.Publish) error {
 		s.qos2.Unlock()
 	}
 	if err := s.take(p, a); err != nil {
-		s.refuse(a, string(p.Topic), err)
+		s.refuse(a, p, err)
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func (s *session) finish(a *accept, code byte, reason string, seq im.Seq, ts int
 
 // refuse answers a publish that is not taken: by its reason code, or for those
 // who cannot get one by an "error" event.
-func (s *session) refuse(a *accept, topic string, err error) {
+func (s *session) refuse(a *accept, p *broker.Publish, err error) {
 	code, ok := publishCode(err)
 	if !ok {
 		s.g.log.Error("publish failed", "device", s.key, "error", err)
@@ -278,9 +278,24 @@ func (s *session) refuse(a *accept, topic string, err error) {
 		s.g.opt.Events.Refused(im.CodeOf(err))
 	}
 	if s.c.Version() < 5 || a.QoS == 0 {
-		s.tellError(a, topic, code, reason)
+		if a.Entry.ID == "" { // refused before anybody looked at its id
+			a.Entry.ID = s.messageID(p)
+		}
+		s.tellError(a, string(p.Topic), code, reason)
 	}
 	s.finish(a, code, reason, 0, 0)
+}
+
+// messageID is the sender's own id of a publish, for telling of which one there
+// is talk.
+func (s *session) messageID(p *broker.Publish) string {
+	if bytes.Equal(p.Topic, s.lastTopic) && s.lastParse.Mid != "" {
+		return s.lastParse.Mid
+	}
+	if im.CheckMessageID(string(p.Props.ID)) != nil {
+		return ""
+	}
+	return string(p.Props.ID)
 }
 
 func (s *session) tellError(a *accept, topic string, code byte, reason string) {
@@ -367,7 +382,7 @@ func (s *session) Pubrel(id uint16) {
 
 // read takes a watermark.
 func (s *session) read(p *broker.Publish, a *accept, t *im.Topic) error {
-	seq, err := im.ParseSeq(string(bytes.TrimSpace(p.Payload)))
+	seq, err := im.ParseWatermark(string(p.Payload))
 	if err != nil {
 		return err
 	}
@@ -437,16 +452,15 @@ func (s *session) Close(bye *packets.Packet) {
 		s.expiry = bye.Properties.SessionExpiryInterval
 		expiry = &s.expiry
 	}
-	current := s.g.opt.Delivery.Detach(ctx, s.line, expiry)
-	if current { // else another connection of this device goes on with the session
+	current := s.g.opt.Delivery.Detach(ctx, s.line, expiry, func() {
 		if s.expiry > 0 {
 			s.g.opt.Plain.Keep(s.key, sessionEnd(store.Session{Ended: s.g.opt.Now().UnixMilli(), Expiry: s.expiry}))
 		} else {
 			s.g.opt.Plain.Drop(s.key)
 		}
-	}
-	if s.will != nil && (bye == nil || bye.ReasonCode == packets.CodeDisconnectWillMessage.Code) {
-		s.g.wills.leave(s, s.expiry)
+	})
+	if s.will != nil && (bye == nil || bye.ReasonCode != packets.CodeDisconnect.Code) { // [MQTT-3.14.4-3]
+		s.g.wills.leave(s, current)
 	}
 }
 

@@ -2,6 +2,7 @@ package hooks
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -21,6 +22,7 @@ func (s *session) Subscribe(pk *packets.Packet) error {
 		isNew  bool
 	}
 	codes := make([]byte, 0, len(pk.Filters))
+	presence := false
 	var plain []granted
 	subs := slices.Clone(s.subs)
 	for _, f := range pk.Filters {
@@ -51,6 +53,7 @@ func (s *session) Subscribe(pk *packets.Packet) error {
 			subs = append(subs, sub)
 		}
 		subs = unstop(subs, parsed)
+		presence = presence || strings.HasPrefix(parsed.Topic, "presence/")
 		if inPlain {
 			plain = append(plain, granted{parsed, sub, isNew})
 		}
@@ -63,6 +66,9 @@ func (s *session) Subscribe(pk *packets.Packet) error {
 		s.g.opt.Plain.Subscribe(s.key, s.expiry > 0, p.sub)
 	}
 	s.c.Suback(pk.PacketID, codes)
+	if presence {
+		s.line.ShowPresence()
+	}
 	for _, p := range plain {
 		// [MQTT-3.3.1-9..11]; a shared subscription gets none [MQTT-4.8.2-*].
 		if p.filter.Share == "" && (p.sub.RetainHandling == 0 || (p.sub.RetainHandling == 1 && p.isNew)) {

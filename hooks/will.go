@@ -8,6 +8,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/parley-im/parley/broker"
+	"github.com/parley-im/parley/delivery"
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
 )
@@ -79,45 +80,71 @@ func willProps(p packets.Properties) []byte {
 type wills struct {
 	g       *Gate
 	mu      sync.Mutex
-	waiting map[im.DeviceKey]*time.Timer
+	waiting map[im.DeviceKey]*waitingWill
 	stopped bool
 }
 
-func (w *wills) init(g *Gate) {
-	w.g, w.waiting = g, make(map[im.DeviceKey]*time.Timer)
+type waitingWill struct {
+	s     *session
+	timer *time.Timer
 }
 
-// leave sends the session's will, now or after its delay or the session's end,
-// whichever is first [MQTT-3.1.3-9].
-func (w *wills) leave(s *session, expiry uint32) {
-	delay := min(s.will.delay, expiry)
-	if delay == 0 {
+func (w *wills) init(g *Gate) {
+	w.g, w.waiting = g, make(map[im.DeviceKey]*waitingWill)
+}
+
+// leave sends the will of a session whose connection has ended: at once, or
+// after its delay or at the session's end, whichever is first. It is not sent if
+// the device is back by then and goes on with the session [MQTT-3.1.3-9].
+func (w *wills) leave(s *session, current bool) {
+	delay := min(s.will.delay, s.expiry)
+	switch {
+	case delay == 0, !current && s.line.Heir() != delivery.GoesOn: // the session has ended
 		w.g.sendWill(s)
-		return
+	case current:
+		w.wait(s, time.Duration(delay)*time.Second)
+		// It may have come back between Detach and here.
+		if l := w.g.opt.Delivery.Line(s.key); l != nil {
+			w.back(s.key, l.Clean())
+		}
 	}
+}
+
+func (w *wills) wait(s *session, delay time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stopped {
 		return
 	}
-	w.waiting[s.key] = time.AfterFunc(time.Duration(delay)*time.Second, func() {
-		w.mu.Lock()
-		_, due := w.waiting[s.key]
-		delete(w.waiting, s.key)
-		w.mu.Unlock()
-		if due {
+	ww := &waitingWill{s: s}
+	ww.timer = time.AfterFunc(delay, func() {
+		if w.take(s.key, ww) {
 			w.g.sendWill(s)
 		}
 	})
+	w.waiting[s.key] = ww
 }
 
-// cancel forgets a waiting will: its device is back.
-func (w *wills) cancel(k im.DeviceKey) {
+// take takes ww out of those that wait and reports whether it was there.
+func (w *wills) take(k im.DeviceKey, ww *waitingWill) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if t := w.waiting[k]; t != nil {
-		t.Stop()
-		delete(w.waiting, k)
+	if w.waiting[k] != ww {
+		return false
+	}
+	ww.timer.Stop()
+	delete(w.waiting, k)
+	return true
+}
+
+// back tells that a device has connected again: its waiting will is forgotten,
+// or sent now if the session it belonged to ended with that.
+func (w *wills) back(k im.DeviceKey, clean bool) {
+	w.mu.Lock()
+	ww := w.waiting[k]
+	w.mu.Unlock()
+	if ww != nil && w.take(k, ww) && clean {
+		w.g.sendWill(ww.s)
 	}
 }
 
@@ -125,8 +152,8 @@ func (w *wills) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stopped = true
-	for k, t := range w.waiting {
-		t.Stop()
+	for k, ww := range w.waiting {
+		ww.timer.Stop()
 		delete(w.waiting, k)
 	}
 }
@@ -160,7 +187,7 @@ func (g *Gate) lastWord(ctx context.Context, s *session) error {
 	case im.VerbTyping, im.VerbSignal:
 		return g.opt.Chat.Whisper(ctx, s.me, t, w.pub.typ, w.pub.body)
 	case im.VerbRead:
-		seq, err := im.ParseSeq(string(w.pub.body))
+		seq, err := im.ParseWatermark(string(w.pub.body))
 		if err != nil {
 			return err
 		}

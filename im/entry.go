@@ -1,5 +1,7 @@
 package im
 
+import "strconv"
+
 // Op says what an entry of a log is.
 type Op uint8
 
@@ -55,6 +57,31 @@ const (
 	FlagRetained                   // OpPublish: deliver with RETAIN set
 	FlagUTF8                       // Payload Format Indicator 1
 )
+
+// ViewTopic is the topic of the entry as viewer sees it: that of its conversation,
+// {conv}/{op}/{ref} for an operation, me/{event} for an account event, the
+// published one in a queue.
+func (e *Entry) ViewTopic(viewer UserID) string { return string(e.AppendTopic(nil, viewer)) }
+
+// AppendTopic appends what ViewTopic returns.
+func (e *Entry) AppendTopic(b []byte, viewer UserID) []byte {
+	switch {
+	case e.Op == OpPublish:
+		return append(b, e.Topic...)
+	case e.Conv.Kind() == KindAccount:
+		return append(append(b, "me/"...), e.Event...)
+	}
+	if peer, dm := e.Conv.Peer(viewer); dm {
+		b = append(append(b, "dm/"...), peer...)
+	} else {
+		b = append(b, e.Conv.Topic(viewer)...)
+	}
+	if op := e.Op.String(); op != "" {
+		b = append(append(append(b, '/'), op...), '/')
+		b = strconv.AppendUint(b, uint64(e.Ref), 10)
+	}
+	return b
+}
 
 // Size is what the entry weighs in a queue or cache, in bytes: its variable
 // parts and a constant for the rest.

@@ -19,7 +19,7 @@ type DeviceID string
 // "before the first".
 type Seq uint64
 
-// MaxID is the longest user, group, device or message id, in bytes.
+// MaxID is the longest user, group, device or message id, in characters.
 const MaxID = 64
 
 // Valid reports whether u may name an account.

@@ -1,8 +1,10 @@
 package im
 
 import (
+	"math"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Limits of topics and filters. A deeper or longer one is refused before it
@@ -153,11 +155,30 @@ func ParseSeq(s string) (Seq, error) {
 	return Seq(n), nil
 }
 
-// CheckMessageID accepts a sender's message id: 1–64 bytes of UTF-8 without
-// control characters.
+// ParseWatermark reads how far somebody has read: a decimal number, of any size,
+// since what is beyond the head is cut there.
+func ParseWatermark(s string) (Seq, error) {
+	s = strings.TrimSpace(s)
+	for i := 0; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
+			s = ""
+		}
+	}
+	if s == "" || len(s) > 64 {
+		return 0, Refuse(Payload, "seq_invalid", "the payload of read is the highest seq read, in decimal")
+	}
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil {
+		return math.MaxInt64, nil
+	}
+	return Seq(n), nil
+}
+
+// CheckMessageID accepts a sender's message id: 1–64 characters of UTF-8, none
+// of them a control character.
 func CheckMessageID(id string) error {
-	if id == "" || len(id) > MaxID || !cleanUTF8(id) {
-		return Refuse(Invalid, "id_invalid", "a message id is 1-64 bytes of text without control characters")
+	if id == "" || utf8.RuneCountInString(id) > MaxID || !cleanUTF8(id) {
+		return Refuse(Invalid, "id_invalid", "a message id is 1-64 characters of text without control characters")
 	}
 	return nil
 }

@@ -86,6 +86,36 @@ func (s *Space) Keep(k im.DeviceKey, until int64) {
 	}
 }
 
+// Allowed returns those of a session's subscriptions that the rules still allow
+// c: a session may be older than its owner's role, or than the rules.
+func (s *Space) Allowed(c Caller, subs []store.Subscription) []store.Subscription {
+	var out []store.Subscription
+	for _, sub := range subs {
+		if f, err := im.ParseFilter(sub.Filter); err == nil && s.rules.MaySubscribe(c, f) {
+			out = append(out, sub)
+		}
+	}
+	return out
+}
+
+// Restrict takes out what the rules do not allow u any more, who has role now, on
+// devices that are away too.
+func (s *Space) Restrict(u im.UserID, role string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, d := range s.mu.subs {
+		if k.User != u {
+			continue
+		}
+		for filter := range d.filters {
+			f, err := im.ParseFilter(filter)
+			if err != nil || !s.rules.MaySubscribe(Caller{Key: k, Role: role}, f) {
+				s.remove(d, filter)
+			}
+		}
+	}
+}
+
 // Drop forgets a device's subscriptions.
 func (s *Space) Drop(k im.DeviceKey) {
 	s.mu.Lock()

@@ -34,11 +34,7 @@ rules:
 
 func plainHouse(t *testing.T) *House {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "parley.yaml")
-	if err := os.WriteFile(file, []byte(rules), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return Open(t, "--config", file)
+	return Open(t, "--config", writeRules(t, rules))
 }
 
 func TestThePlainSpaceFollowsItsRules(t *testing.T) {
@@ -63,12 +59,7 @@ func TestThePlainSpaceFollowsItsRules(t *testing.T) {
 	other := alice.Connect("door")
 	other.Publish("devices/door/temp", "19")
 	d.Quiet()
-	cli(t, h, "user", "add", "root", "--role", "admin", "--password-stdin")
-	root := &Person{h: h, Name: "root"}
-	var out struct{ Token string }
-	root.must(200, "POST", "/v1/login", map[string]any{"user": "root", "password": "a-new-password"}, &out)
-	root.Token = out.Token
-	r := root.Connect("desk")
+	r := rootOf(t, h).Connect("desk")
 	if code := r.Subscribe("devices/lamp/+", 1); code != 1 {
 		t.Errorf("the admin: 0x%02x", code)
 	}
@@ -177,4 +168,89 @@ func TestSharedSubscriptions(t *testing.T) {
 	if x+y != n || x == 0 || y == 0 {
 		t.Errorf("%d and %d of %d", x, y, n)
 	}
+}
+
+func TestAReturningSessionHearsOnlyWhatTheRulesAllowNow(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	door := alice.Connect("door")
+
+	// "#" was accepted for the IM topics; coming back opens nothing.
+	b := bob.Connect("phone")
+	if code := b.Subscribe("#", 1); code != 1 {
+		t.Fatalf("SUBSCRIBE #: 0x%02x", code)
+	}
+	b.Leave()
+	door.Publish("devices/door/temp", "18")
+	b = bob.Connect("phone")
+	door.Publish("devices/door/temp", "19")
+	b.Quiet()
+	b.Leave()
+	h.Stop()
+	h.Start()
+	door = alice.Connect("door")
+	door.Publish("devices/door/temp", "20")
+	b = bob.Connect("phone")
+	b.Quiet()
+
+	// An admin who is one no longer hears nothing of what is sent since, away or not.
+	root := rootOf(t, h)
+	root.must(200, "PATCH", "/v1/admin/users/bob", map[string]any{"role": "admin"}, nil)
+	bob.Login()
+	desk, away := bob.Connect("desk"), bob.Connect("away")
+	for _, d := range []*Device{desk, away} {
+		if code := d.Subscribe("devices/door/+", 1); code != 1 {
+			t.Fatalf("the admin: 0x%02x", code)
+		}
+	}
+	away.Leave()
+	door.Publish("devices/door/temp", "21")
+	desk.Expect("devices/door/temp", "21")
+	root.must(200, "PATCH", "/v1/admin/users/bob", map[string]any{"role": "user"}, nil)
+	if code := desk.Gone(); code != 0x87 {
+		t.Errorf("DISCONNECT 0x%02x", code)
+	}
+	door.Publish("devices/door/temp", "22")
+	bob.Login()
+	bob.Connect("desk").Quiet()
+	away = bob.Connect("away")
+	away.Expect("devices/door/temp", "21") // from when it was allowed
+	away.Quiet()
+
+	// So with rules that have changed.
+	b = bob.Connect("phone")
+	b.Subscribe("open/#", 1)
+	b.Leave()
+	h.Stop()
+	h.args = append(h.args, "--config", writeRules(t, `
+limits: {off: true}
+rules:
+  - {allow: publish, topic: "#"}
+`))
+	h.Start()
+	door = alice.Connect("door")
+	door.Publish("open/x", "closed")
+	b = bob.Connect("phone")
+	door.Publish("open/x", "closed")
+	b.Quiet()
+}
+
+// rootOf makes an admin.
+func rootOf(t *testing.T, h *House) *Person {
+	t.Helper()
+	cli(t, h, "user", "add", "root", "--role", "admin", "--password-stdin")
+	root := &Person{h: h, Name: "root"}
+	var out struct{ Token string }
+	root.must(200, "POST", "/v1/login", map[string]any{"user": "root", "password": "a-new-password"}, &out)
+	root.Token = out.Token
+	return root
+}
+
+func writeRules(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "parley.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

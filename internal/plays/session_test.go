@@ -209,6 +209,7 @@ func TestConnecting(t *testing.T) {
 
 func TestDisabledAndTooManyTries(t *testing.T) {
 	h, alice, bob := stage(t)
+	bob.Connect("x", func(o *connectOptions) { o.password = bob.password() })
 	for i := range 10 {
 		if d := bob.Connect("x", anyCode, func(o *connectOptions) { o.password = "wrong-horse" }); d.Connack.ReasonCode != 0x86 {
 			t.Fatalf("try %d: 0x%02x", i, d.Connack.ReasonCode)
