@@ -137,19 +137,24 @@ func (d *Delivery) roomForDevice(ctx context.Context, u im.UserID) error {
 // place finds what the device has still to get (resume) or sets its cursors to
 // now. It is repeated if the user joined or left a group meanwhile.
 func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int64, out *Attached) error {
+	user, u := l.key.User, l.user
+	var entered []im.GroupID // by us
 	for {
-		gen := d.generation(l.key.User)
-		parts, err := d.src.Conversations(ctx, l.key.User)
-		if err != nil {
-			return err
+		gen, parts := d.remembered(user, u)
+		if parts == nil {
+			var err error
+			if parts, err = d.src.Conversations(ctx, user); err != nil {
+				return err
+			}
+			d.remember(user, u, gen, parts)
 		}
-		parts = append(parts, store.Participation{Conv: im.QueueConv(l.key.User, l.key.Device)})
+		if !u.placed() {
+			entered = d.enterAll(u, parts, entered)
+		}
+		parts = append(slices.Clip(parts), store.Participation{Conv: im.QueueConv(user, l.key.Device)})
 		convs := make([]im.ConvID, len(parts))
 		for i, p := range parts {
 			convs[i] = p.Conv
-			if p.Conv.Kind() == im.KindGroup {
-				d.enter(p.Conv.Group(), l)
-			}
 		}
 		heads, err := d.src.Heads(ctx, convs)
 		if err != nil {
@@ -163,15 +168,37 @@ func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int
 		if err != nil {
 			return err
 		}
-		if d.generation(l.key.User) == gen {
+		if now, _ := d.remembered(user, u); now == gen {
+			u.setPlaced()
 			return nil
 		}
-		for _, p := range parts {
-			if g := p.Conv.Group(); g != "" {
-				d.leave(g, l)
-			}
+	}
+}
+
+// enterAll puts u into the rooms of its groups, and takes it out of those that it
+// was put into before by the same attach, from a list that has changed since.
+func (d *Delivery) enterAll(u *userLines, parts []store.Participation, before []im.GroupID) (entered []im.GroupID) {
+	now := make(map[im.GroupID]bool, len(before))
+	for _, p := range parts {
+		g := p.Conv.Group()
+		if g == "" {
+			continue
+		}
+		if len(before) > 0 {
+			now[g] = true
+		}
+		if d.enter(g, u) {
+			entered = append(entered, g)
 		}
 	}
+	for _, g := range before {
+		if now[g] {
+			entered = append(entered, g)
+		} else {
+			d.leave(g, u)
+		}
+	}
+	return entered
 }
 
 func (d *Delivery) startNow(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head) error {
@@ -373,58 +400,12 @@ func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.
 	}
 }
 
-func (d *Delivery) register(l *Line) {
-	s := &d.users[shard(l.key.User)]
-	s.Lock()
-	u := s.m[l.key.User]
-	first := u == nil
-	if first {
-		u = &userLines{}
-		s.m[l.key.User] = u
-	}
-	u.lines = append(u.lines, l)
-	s.Unlock()
-	if first {
-		d.presence.came(l.key.User)
-	}
-}
-
-// unregister takes the line out of the user and of every group's room.
-func (d *Delivery) unregister(l *Line) {
-	s := &d.users[shard(l.key.User)]
-	last := false
-	s.Lock()
-	if u := s.m[l.key.User]; u != nil {
-		u.lines = slices.DeleteFunc(slices.Clone(u.lines), func(x *Line) bool { return x == l })
-		if last = len(u.lines) == 0; last {
-			delete(s.m, l.key.User)
-		}
-	}
-	s.Unlock()
-	if last {
-		d.presence.went(l.key.User)
-	}
-	for _, g := range l.takeRooms() {
-		d.leave(g, l)
-	}
-}
-
 // discard takes out a line whose Attach failed: it never delivered anything.
 func (d *Delivery) discard(l *Line) {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	d.unregister(l)
-}
-
-func (d *Delivery) generation(u im.UserID) uint64 {
-	s := &d.users[shard(u)]
-	s.RLock()
-	defer s.RUnlock()
-	if s.m[u] == nil {
-		return 0
-	}
-	return s.m[u].gen
 }
 
 func (d *Delivery) count(delta int64) {

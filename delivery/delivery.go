@@ -74,22 +74,6 @@ const (
 	numLocks  = 512
 )
 
-type userShard struct {
-	sync.RWMutex
-	m map[im.UserID]*userLines
-}
-
-// userLines is a user with at least one device here.
-type userLines struct {
-	lines []*Line
-	gen   uint64 // membership changes seen; guards attach against a Joined or Left meanwhile
-}
-
-type roomShard struct {
-	sync.RWMutex
-	m map[im.GroupID]map[*Line]struct{}
-}
-
 var seed = maphash.MakeSeed()
 
 func shard[T ~string](id T) uint64 { return maphash.String(seed, string(id)) % numShards }
@@ -117,7 +101,7 @@ func New(o Options) *Delivery {
 	d := &Delivery{opt: o, src: o.Source, log: o.Log}
 	for i := range d.users {
 		d.users[i].m = make(map[im.UserID]*userLines)
-		d.rooms[i].m = make(map[im.GroupID]map[*Line]struct{})
+		d.rooms[i].m = make(map[im.GroupID]map[*userLines]struct{})
 	}
 	d.work.init()
 	d.presence.init(d)
@@ -147,6 +131,10 @@ func (d *Delivery) Offer(e *im.Entry) {
 	switch e.Conv.Kind() {
 	case im.KindDM:
 		a, b := e.Conv.Pair()
+		if e.Seq == 1 {
+			d.moved(a)
+			d.moved(b)
+		}
 		d.offerUser(a, p)
 		if a != b {
 			d.offerUser(b, p)
@@ -155,8 +143,10 @@ func (d *Delivery) Offer(e *im.Entry) {
 		g := e.Conv.Group()
 		s := &d.rooms[shard(g)]
 		s.RLock()
-		for l := range s.m[g] {
-			l.offer(p)
+		for u := range s.m[g] {
+			for _, l := range u.get() {
+				l.offer(p)
+			}
 		}
 		s.RUnlock()
 	case im.KindAccount:
@@ -168,32 +158,17 @@ func (d *Delivery) Offer(e *im.Entry) {
 	}
 }
 
-func (u *userLines) get() []*Line {
-	if u == nil {
-		return nil
-	}
-	return u.lines
-}
-
 func (d *Delivery) offerUser(u im.UserID, p *Parcel) {
-	s := &d.users[shard(u)]
-	s.RLock()
-	for _, l := range s.m[u].get() {
+	for _, l := range d.linesOf(u) {
 		l.offer(p)
 	}
-	s.RUnlock()
 }
 
-// linesOf returns u's lines now; the slice is the caller's.
-func (d *Delivery) linesOf(u im.UserID) []*Line {
-	s := &d.users[shard(u)]
-	s.RLock()
-	defer s.RUnlock()
-	return append([]*Line(nil), s.m[u].get()...)
-}
+// linesOf returns u's lines now; the slice is not the caller's.
+func (d *Delivery) linesOf(u im.UserID) []*Line { return d.online(u).get() }
 
 // Lines returns the connected lines of u.
-func (d *Delivery) Lines(u im.UserID) []*Line { return d.linesOf(u) }
+func (d *Delivery) Lines(u im.UserID) []*Line { return slices.Clone(d.linesOf(u)) }
 
 // Line returns the connected line of a device, or nil.
 func (d *Delivery) Line(k im.DeviceKey) *Line {
@@ -215,7 +190,7 @@ func (d *Delivery) Each(fn func(*Line)) {
 		s.RLock()
 		var all []*Line
 		for _, u := range s.m {
-			all = append(all, u.lines...)
+			all = append(all, u.get()...)
 		}
 		s.RUnlock()
 		for _, l := range all {
@@ -245,77 +220,6 @@ func (d *Delivery) Kick(u im.UserID, reason CloseReason, match func(*Line) bool)
 
 func (d *Delivery) lock(k im.DeviceKey) *sync.Mutex {
 	return &d.device[maphash.Comparable(seed, k)%numLocks]
-}
-
-// Joined puts the user's lines into the group's room.
-func (d *Delivery) Joined(g im.GroupID, user im.UserID, _ im.Seq) {
-	for _, l := range d.moved(user) {
-		d.enter(g, l)
-		// What was offered before the line was in the room is found by the pump.
-		l.mu.Lock()
-		if t := l.track(im.GroupConv(g)); !t.resolved {
-			l.fallBehind(t)
-		}
-		l.mu.Unlock()
-	}
-}
-
-// Left takes the user's lines out of the group's room and forgets what they had
-// still to get from it.
-func (d *Delivery) Left(g im.GroupID, user im.UserID) {
-	for _, l := range d.moved(user) {
-		d.leave(g, l)
-		l.forget(im.GroupConv(g))
-	}
-}
-
-// moved notes that the user's groups changed, for an attach that is under way,
-// and returns the user's lines.
-func (d *Delivery) moved(user im.UserID) []*Line {
-	s := &d.users[shard(user)]
-	s.Lock()
-	defer s.Unlock()
-	u := s.m[user]
-	if u != nil {
-		u.gen++
-	}
-	return append([]*Line(nil), u.get()...)
-}
-
-// enter puts l into the room of g, unless l has ended: a dead line that came in
-// after unregister took it out would stay for ever.
-func (d *Delivery) enter(g im.GroupID, l *Line) {
-	l.roomMu.Lock()
-	defer l.roomMu.Unlock()
-	if l.ended() {
-		return
-	}
-	s := &d.rooms[shard(g)]
-	s.Lock()
-	defer s.Unlock()
-	room := s.m[g]
-	if _, in := room[l]; in {
-		return
-	}
-	if room == nil {
-		room = make(map[*Line]struct{}, 1)
-		s.m[g] = room
-	}
-	room[l] = struct{}{}
-	l.rooms = append(l.rooms, g)
-}
-
-func (d *Delivery) leave(g im.GroupID, l *Line) {
-	l.roomMu.Lock()
-	l.rooms = slices.DeleteFunc(l.rooms, func(x im.GroupID) bool { return x == g })
-	l.roomMu.Unlock()
-	s := &d.rooms[shard(g)]
-	s.Lock()
-	defer s.Unlock()
-	delete(s.m[g], l)
-	if len(s.m[g]) == 0 {
-		delete(s.m, g)
-	}
 }
 
 func (d *Delivery) dropped(queue string) {

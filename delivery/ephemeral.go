@@ -56,8 +56,8 @@ func (d *Delivery) eachParty(conv im.ConvID, fn func(*Line)) {
 		s := &d.rooms[shard(g)]
 		s.RLock()
 		lines := make([]*Line, 0, len(s.m[g]))
-		for l := range s.m[g] {
-			lines = append(lines, l)
+		for u := range s.m[g] {
+			lines = append(lines, u.get()...)
 		}
 		s.RUnlock()
 		for _, l := range lines {

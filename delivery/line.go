@@ -13,6 +13,7 @@ import (
 type Line struct {
 	d    *Delivery
 	key  im.DeviceKey
+	user *userLines // set by register
 	wire Wire
 
 	transient bool         // forgotten when it detaches
@@ -39,9 +40,6 @@ type Line struct {
 	queued  bool     // a pump worker has or will get this line
 	dirty   bool     // on the flusher's list
 	waiting []waiting
-
-	rooms  []im.GroupID // groups whose room holds this line; guarded by roomMu
-	roomMu sync.Mutex
 }
 
 // waiting is a QoS 1 note that found the window closed.
@@ -498,15 +496,6 @@ func (l *Line) ended() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.closed
-}
-
-// takeRooms returns the rooms the line is in and forgets them.
-func (l *Line) takeRooms() []im.GroupID {
-	l.roomMu.Lock()
-	defer l.roomMu.Unlock()
-	r := l.rooms
-	l.rooms = nil
-	return r
 }
 
 // takeCursors returns the cursors that moved since the last call. Caller holds mu.

@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 )
 
 // head is the end of one conversation, in memory.
@@ -66,6 +67,21 @@ func (h *heads) load(db *pebble.DB, conv im.ConvID) (*head, error) {
 		h.mu.Unlock()
 		return loaded, nil
 	}
+}
+
+// cached copies heads that are in memory to out, up to the first that is not, and
+// returns how many.
+func (h *heads) cached(convs []im.ConvID, out []store.Head) int {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for i, c := range convs {
+		x := h.m[c]
+		if x == nil {
+			return i
+		}
+		out[i] = store.Head{Seq: x.seq, TS: x.ts, ReadTS: x.readTS}
+	}
+	return len(convs)
 }
 
 // evict drops some idle heads; a map's order is random enough. Caller holds mu.

@@ -98,14 +98,19 @@ func (s *Store) Entry(ctx context.Context, conv im.ConvID, seq im.Seq) (*im.Entr
 func (s *Store) Heads(ctx context.Context, convs []im.ConvID) (out []store.Head, err error) {
 	out = make([]store.Head, len(convs))
 	err = s.view(ctx, func(db *pebble.DB) error {
-		for i, c := range convs {
-			h, err := s.heads.load(db, c)
+		for i := 0; i < len(convs); {
+			i += s.heads.cached(convs[i:], out[i:])
+			if i == len(convs) {
+				break
+			}
+			h, err := s.heads.load(db, convs[i])
 			if err != nil {
 				return err
 			}
 			s.heads.mu.RLock()
 			out[i] = store.Head{Seq: h.seq, TS: h.ts, ReadTS: h.readTS}
 			s.heads.mu.RUnlock()
+			i++
 		}
 		return nil
 	})
