@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -72,15 +73,19 @@ type conversation struct {
 	Floor int64  `bson:"fl,omitempty"` // entries up to here were trimmed
 	Read  int64  `bson:"r,omitempty"`  // when a watermark last moved
 	// Head is the truth only when no writer can have changed it since: the last
-	// one said Fin to its own Until, and Until is past.
-	Head  int64 `bson:"s,omitempty"`
-	TS    int64 `bson:"t,omitempty"`
-	Until int64 `bson:"w,omitempty"` // a writer may write until then: a lease
-	Fin   int64 `bson:"fin,omitempty"`
+	// one said Fin to its own Until, which it does if nobody else wrote meanwhile.
+	Head   int64 `bson:"s,omitempty"`
+	TS     int64 `bson:"t,omitempty"`
+	Until  int64 `bson:"w,omitempty"` // a writer may write until then: the last lease
+	Fin    int64 `bson:"fin,omitempty"`
+	Others int64 `bson:"o,omitempty"` // until then, Unix ms, more than one may
 }
 
-func (s *Store) settled(c *conversation) bool {
-	return c.Fin == c.Until && leaseEnd(c.Until) < s.opt.Now().Add(-s.opt.Skew).UnixMilli()
+func settled(c *conversation) bool { return c.Fin == c.Until }
+
+// over reports whether no writer may still be writing after end, Unix ms, by any clock.
+func (s *Store) over(end int64) bool {
+	return end+s.opt.Skew.Milliseconds() < s.opt.Now().UnixMilli()
 }
 
 // between selects the messages of conv with from <= seq <= to.
@@ -192,7 +197,8 @@ func (s *Store) last(ctx context.Context, conv im.ConvID) (m message, found bool
 const headReaders = 16
 
 // Heads: a method of store.Log. Conversations nobody writes to are read
-// together; of the others the last message is looked up.
+// together; so are those that this process alone writes to. Of the others the
+// last message is looked up, and noted if their writers are gone.
 func (s *Store) Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, error) {
 	out := make([]store.Head, len(convs))
 	known := make(map[string]*conversation, len(convs))
@@ -207,6 +213,7 @@ func (s *Store) Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, err
 	}
 	var wg sync.WaitGroup
 	errs := make([]error, len(convs))
+	notes := make([]mongo.WriteModel, len(convs))
 	room := make(chan struct{}, headReaders)
 	for i, conv := range convs {
 		c := known[string(conv)]
@@ -214,9 +221,14 @@ func (s *Store) Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, err
 			continue
 		}
 		out[i] = store.Head{Seq: im.Seq(max(c.Head, c.Floor)), TS: c.TS, ReadTS: c.Read}
-		if s.settled(c) {
+		if settled(c) {
 			continue
 		}
+		if e, ok := s.writers.end(c); ok {
+			out[i].Seq, out[i].TS = e.head, e.ts
+			continue
+		}
+		left := s.over(leaseEnd(c.Until))
 		room <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-room }()
@@ -224,11 +236,34 @@ func (s *Store) Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, err
 			if found && m.Seq >= int64(out[i].Seq) {
 				out[i].Seq, out[i].TS = im.Seq(m.Seq), m.TS
 			}
-			errs[i] = err
+			if errs[i] = err; err == nil && left {
+				notes[i] = noteHead(c.ID, c.Until, out[i].Seq, out[i].TS)
+			}
 		})
 	}
 	wg.Wait()
+	s.note(ctx, slices.DeleteFunc(notes, func(m mongo.WriteModel) bool { return m == nil }))
 	return out, errors.Join(errs...)
+}
+
+// noteHead writes the head down as long as lease is the last that was taken.
+func noteHead(conv string, lease int64, head im.Seq, ts int64) mongo.WriteModel {
+	return mongo.NewUpdateOneModel().SetFilter(bson.D{{Key: "_id", Value: conv}, {Key: "w", Value: lease}}).
+		SetUpdate(bson.D{{Key: "$max", Value: bson.D{{Key: "s", Value: int64(head)}, {Key: "t", Value: ts}}}, {Key: "$set", Value: bson.D{{Key: "fin", Value: lease}}}})
+}
+
+// note writes heads down. If it fails they are looked up in the messages: slower,
+// not wrong.
+func (s *Store) note(ctx context.Context, heads []mongo.WriteModel) {
+	for part := range chunks(heads, 1000) {
+		try, done := s.attempt(ctx)
+		_, err := s.convs.BulkWrite(try, part, options.BulkWrite().SetOrdered(false))
+		done()
+		if err != nil {
+			s.log.Warn("heads not noted", "error", err)
+			return
+		}
+	}
 }
 
 // in selects documents by _id.
@@ -253,21 +288,58 @@ func chunks[T any](list []T, n int) func(func([]T) bool) {
 	}
 }
 
+// trimStep is how many messages one command deletes at most.
+const trimStep = 10_000
+
 // Trim: a method of store.Log. The floor goes up first: it keeps the head when
-// every message is gone.
+// every message is gone. While more than one writer may be at work nothing is
+// trimmed (lease says why): the next call does it.
 func (s *Store) Trim(ctx context.Context, conv im.ConvID, upTo im.Seq) error {
-	heads, err := s.Heads(ctx, []im.ConvID{conv})
-	if err != nil {
-		return err
-	}
-	if upTo = min(upTo, heads[0].Seq); upTo == 0 {
-		return nil
-	}
-	return s.retry(ctx, "Trim", func(ctx context.Context) error {
-		_, err := s.convs.UpdateOne(ctx, byID(string(conv)), bson.D{{Key: "$max", Value: bson.D{{Key: "fl", Value: int64(upTo)}, {Key: "t", Value: heads[0].TS}}}})
-		if err == nil {
-			_, err = s.messages.DeleteMany(ctx, between(conv, 1, upTo))
+	for {
+		c, found, err := one[conversation](ctx, s, "Trim", s.convs, byID(string(conv)))
+		if err != nil || !found || (c.Others > 0 && !s.over(c.Others)) {
+			return err
 		}
-		return err
-	})
+		heads, err := s.Heads(ctx, []im.ConvID{conv})
+		if err != nil {
+			return err
+		}
+		upTo := min(upTo, heads[0].Seq)
+		if upTo == 0 {
+			return nil
+		}
+		// Nobody may have come meanwhile and have written more than upTo.
+		raised := false
+		err = s.retry(ctx, "Trim", func(ctx context.Context) error {
+			filter := append(byID(string(conv)), bson.E{Key: "w", Value: c.Until})
+			if c.Until == 0 {
+				filter[1].Value = bson.D{{Key: "$exists", Value: false}}
+			}
+			res, err := s.convs.UpdateOne(ctx, filter, bson.D{{Key: "$max", Value: bson.D{{Key: "fl", Value: int64(upTo)}, {Key: "t", Value: heads[0].TS}}}})
+			raised = err == nil && res.MatchedCount == 1
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if raised {
+			return s.deleteUpTo(ctx, conv, im.Seq(c.Floor), upTo)
+		}
+	}
+}
+
+// deleteUpTo deletes messages in steps that each end in time. Below the old floor
+// is what a crash has left.
+func (s *Store) deleteUpTo(ctx context.Context, conv im.ConvID, floor, upTo im.Seq) error {
+	for to := floor; to < upTo; {
+		to = min(to+trimStep, upTo)
+		err := s.retry(ctx, "Trim", func(ctx context.Context) error {
+			_, err := s.messages.DeleteMany(ctx, between(conv, 1, to))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

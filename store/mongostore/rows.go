@@ -315,8 +315,11 @@ func (s *Store) EachDevice(ctx context.Context, fn func(store.Device) bool) erro
 	return each(ctx, s, "EachDevice", s.devices, func(d *device) bool { return fn(d.D) })
 }
 
-// each streams a collection in the order of _id. After a broken cursor it goes on
-// where it stopped.
+// eachPage is how many documents are read at once.
+const eachPage = 1000
+
+// each walks a collection in the order of _id, page by page: each page has its
+// own time and is read again by itself, however long the whole takes.
 func each[T any, P interface {
 	*T
 	id() string
@@ -328,26 +331,23 @@ func eachAfter[T any, P interface {
 	*T
 	id() string
 }](ctx context.Context, s *Store, op string, coll *mongo.Collection, after string, fn func(P) bool) error {
-	return s.retry(ctx, op, func(short context.Context) error {
-		// The bound of one attempt is for one round trip, not for all of them.
-		cur, err := coll.Find(short, bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: after}}}}, byIDAscending)
+	for {
+		page, err := read[T](ctx, s, op, coll, bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: after}}}},
+			options.Find().SetSort(bson.D{{Key: "_id", Value: 1}}).SetLimit(eachPage))
 		if err != nil {
 			return err
 		}
-		defer func() { _ = cur.Close(context.WithoutCancel(ctx)) }()
-		for cur.Next(ctx) {
-			var v T
-			if err := cur.Decode(&v); err != nil {
-				return err
-			}
-			p := P(&v)
+		for i := range page {
+			p := P(&page[i])
 			if !fn(p) {
 				return nil
 			}
 			after = p.id()
 		}
-		return cur.Err()
-	})
+		if len(page) < eachPage {
+			return nil
+		}
+	}
 }
 
 func (d *device) id() string { return d.ID }
@@ -537,7 +537,7 @@ func (s *Store) Note(ctx context.Context, key string) ([]byte, error) {
 // EachNote: a method of store.Notes.
 func (s *Store) EachNote(ctx context.Context, prefix string, fn func(store.Note) bool) error {
 	return eachAfter(ctx, s, "EachNote", s.notes, prefix, func(n *secret) bool {
-		return strings.HasPrefix(n.ID, prefix) && fn(store.Note{Key: n.ID, Value: n.Value})
+		return strings.HasPrefix(n.ID, prefix) && fn(store.Note{Key: n.ID, Value: n.Value}) // past the prefix it ends
 	})
 }
 

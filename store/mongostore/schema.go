@@ -125,8 +125,13 @@ func (s *Store) createIndexes(ctx context.Context) error {
 		if x.unique {
 			o.SetUnique(true)
 		}
-		err := s.retryFor(ctx, 10*time.Minute, "indexes", func(ctx context.Context) error {
-			_, err := s.rowsOf(x.coll).Indexes().CreateOne(ctx, mongo.IndexModel{Keys: x.keys, Options: o})
+		// The time of one attempt would not do for a large collection, and the
+		// server gives the index up when it is over.
+		err := s.retryFor(ctx, 10*time.Minute, "indexes", func(context.Context) error {
+			build, cancel := context.WithTimeout(ctx, 10*time.Minute)
+			defer cancel()
+			defer context.AfterFunc(s.closing, cancel)()
+			_, err := s.rowsOf(x.coll).Indexes().CreateOne(build, mongo.IndexModel{Keys: x.keys, Options: o})
 			return err
 		})
 		if err != nil {

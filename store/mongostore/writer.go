@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -24,21 +25,31 @@ type writers struct {
 	room   *sync.Cond // bytes fell, or closed
 	idle   *sync.Cond // busy fell to 0
 	all    map[string]*writer
-	bytes  int // of what waits
-	busy   int // writers at work
+	ready  []*writer // have a queue and nobody at it, longest first; bounded by bytes
+	bytes  int       // of what waits
+	busy   int       // writers that are ready or at work
+	hands  int       // goroutines at work, Options.Parallel at most
 	closed bool
-	slots  chan struct{}
 }
 
 // writer appends to one conversation. While it is at work one goroutine owns all
-// but its queue, which writers.mu guards.
+// but queue, busy and told, which writers.mu guards.
 type writer struct {
-	s     *Store
-	name  string // the conversation, or what stands for it (lane)
-	conv  im.ConvID
-	queue []job
-	work  bool
-	until int64 // the lease; 0: the head is not known
+	s      *Store
+	name   string // the conversation, or what stands for it (lane)
+	conv   im.ConvID
+	queue  []job
+	busy   bool  // ready or at work
+	told   end   // what Heads may know of it; zero: nothing
+	until  int64 // the lease; 0: the head is not known
+	others int64 // until then, Unix ms, another writer may write as well; 0: nobody
+	head   im.Seq
+	ts     int64
+}
+
+// end is where a conversation ends as long as the last lease taken is this one.
+type end struct {
+	lease int64
 	head  im.Seq
 	ts    int64
 }
@@ -58,7 +69,6 @@ type job struct {
 func (w *writers) init(s *Store) {
 	w.s, w.all = s, make(map[string]*writer)
 	w.room, w.idle = sync.NewCond(&w.mu), sync.NewCond(&w.mu)
-	w.slots = make(chan struct{}, s.opt.Parallel)
 }
 
 // lane is where an append has its order: its conversation, or for side rows
@@ -124,56 +134,93 @@ func (w *writers) push(j job) error {
 	}
 	x.queue = append(x.queue, j)
 	w.bytes += j.size
-	if !x.work {
-		x.work = true
+	if !x.busy {
+		x.busy = true
 		w.busy++
-		go x.run()
+		w.ready = append(w.ready, x)
+		if w.hands < w.s.opt.Parallel {
+			w.hands++
+			go w.work()
+		}
 	}
 	return nil
 }
 
-// next takes a batch off the queue; nil when there is nothing, and then the
-// writer is at rest.
-func (x *writer) next() []job {
-	w := &x.s.writers
+// work writes one batch of the writer that waits longest, and so on while there
+// are any.
+func (w *writers) work() {
+	for {
+		x, batch := w.next()
+		if x == nil {
+			return
+		}
+		begun := time.Now()
+		err := x.write(batch)
+		w.know(x, err)
+		x.tell(batch, err, begun)
+		w.rest(x)
+	}
+}
+
+// next takes a batch off the queue of a writer; nil ends the goroutine.
+func (w *writers) next() (*writer, []job) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if len(w.ready) == 0 {
+		w.hands--
+		w.ready = nil
+		return nil, nil
+	}
+	x := w.ready[0]
+	w.ready = w.ready[1:]
 	n, size := 0, 0
 	for n < len(x.queue) && n < x.s.opt.MaxBatch && (n == 0 || size+x.queue[n].size <= x.s.opt.MaxBatchBytes) {
 		size += x.queue[n].size
 		n++
 	}
-	if n == 0 {
-		x.work = false
-		x.queue = nil
-		w.busy--
-		if x.conv == "" || x.until == 0 {
-			delete(w.all, x.name) // it knows nothing worth keeping
-		}
-		w.idle.Broadcast()
-		return nil
-	}
 	batch := x.queue[:n:n]
 	x.queue = x.queue[n:]
 	w.bytes -= size
 	w.room.Broadcast()
-	return batch
+	return x, batch
 }
 
-func (x *writer) run() {
-	w := &x.s.writers
-	for {
-		w.slots <- struct{}{}
-		batch := x.next()
-		if batch == nil {
-			<-w.slots
-			return
-		}
-		begun := time.Now()
-		err := x.write(batch)
-		<-w.slots
-		x.tell(batch, err, begun)
+// know makes the outcome known to Heads, before anybody is told of it.
+func (w *writers) know(x *writer, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x.told = end{}
+	if err == nil && x.until != 0 && x.others == 0 {
+		x.told = end{x.until, x.head, x.ts}
 	}
+}
+
+// rest puts the writer at the end of those that are ready, or to rest.
+func (w *writers) rest(x *writer) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(x.queue) > 0 {
+		w.ready = append(w.ready, x)
+		return
+	}
+	x.busy, x.queue = false, nil
+	w.busy--
+	if x.conv == "" || x.until == 0 {
+		delete(w.all, x.name) // it knows nothing worth keeping
+	}
+	w.idle.Broadcast()
+}
+
+// end is where the conversation of c ends if this process has its last lease and
+// nobody else may write.
+func (w *writers) end(c *conversation) (end, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x := w.all[c.ID]
+	if x == nil || c.Until == 0 || x.told.lease != c.Until {
+		return end{}, false
+	}
+	return x.told, true
 }
 
 // tell gives the outcomes back, in order.
@@ -274,46 +321,76 @@ func (x *writer) pick(batch []job) (fresh []*job) {
 // lease says in the conversation's document that this writer may write for a
 // while, and learns the head if it is not known: in a round trip now and then,
 // not for every batch.
+//
+// Each lease ends later than all before it. Whoever takes one sees the last: its
+// owner has said that it is done, or it is over, or another writer may still be
+// writing (a second process, or what a dead one has sent). That is written down
+// too, because for so long the head is only in the messages, and no message may
+// be trimmed behind the other's back: it would insert at a seq that was used.
 func (x *writer) lease(ctx context.Context) error {
 	now := x.s.opt.Now()
 	if x.until > 0 && now.Add(x.s.opt.Timeout).UnixMilli() < leaseEnd(x.until) {
 		return nil
 	}
-	known := x.until > 0
 	until := newLease(now.Add(x.s.opt.Lease + x.s.opt.Timeout).UnixMilli())
-	var c conversation
-	for {
-		err := x.s.retry(ctx, "lease", func(ctx context.Context) error {
-			err := x.s.convs.FindOneAndUpdate(ctx, byID(x.name), bson.D{{Key: "$max", Value: bson.D{{Key: "w", Value: until}}}},
-				options.FindOneAndUpdate().SetUpsert(true).SetReturnDocument(options.After)).Decode(&c)
-			if mongo.IsDuplicateKeyError(err) { // another writer made it at the same moment
-				return x.s.convs.FindOneAndUpdate(ctx, byID(x.name), bson.D{{Key: "$max", Value: bson.D{{Key: "w", Value: until}}}},
-					options.FindOneAndUpdate().SetReturnDocument(options.After)).Decode(&c)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if c.Until == until {
-			break
-		}
-		until = newLease(leaseEnd(c.Until) + 1)
+	prev, isNew, err := x.take(ctx, until)
+	for ; err == nil && prev.Until > until; prev, isNew, err = x.take(ctx, until) {
+		until = newLease(leaseEnd(prev.Until) + 1)
 	}
-	if known {
-		x.until = until
-		return nil
-	}
-	if err := x.learn(ctx, &c); err != nil {
+	if err != nil {
 		return err
 	}
-	if a, b := x.conv.Pair(); a != "" && x.head == 0 {
-		if err := x.s.listDM(ctx, x.conv, a, b); err != nil {
-			return err
+	switch {
+	case x.until > 0 && prev.Until == x.until: // nobody else came
+		if x.others > 0 && x.s.over(x.others) {
+			x.others = 0
+			err = x.learn(ctx, &conversation{Head: int64(x.head), TS: x.ts})
+		}
+	case isNew: // it is written down before its first message
+		x.head, x.ts, x.others = 0, 0, 0
+	case prev.Until != until && settled(&prev):
+		x.head, x.ts, x.others = im.Seq(max(prev.Head, prev.Floor)), prev.TS, 0
+	default:
+		x.others = 0
+		if end := leaseEnd(prev.Until); !x.s.over(end) {
+			x.others = end
+			err = x.s.retry(ctx, "lease", func(ctx context.Context) error {
+				_, err := x.s.convs.UpdateOne(ctx, byID(x.name), bson.D{{Key: "$max", Value: bson.D{{Key: "o", Value: end}}}})
+				return err
+			})
+		}
+		if err == nil {
+			err = x.learn(ctx, &prev)
 		}
 	}
-	x.until = until
-	return nil
+	if a, b := x.conv.Pair(); err == nil && a != "" && x.head == 0 {
+		err = x.s.listDM(ctx, x.conv, a, b)
+	}
+	if err == nil {
+		x.until = until
+	}
+	return err
+}
+
+// take writes the lease down if it is later than the last, and returns what the
+// document was before: isNew, there was none. After a lost answer it may be what
+// the first try made of it; prev.Until is then until.
+func (x *writer) take(ctx context.Context, until int64) (prev conversation, isNew bool, err error) {
+	err = x.s.retry(ctx, "lease", func(ctx context.Context) error {
+		prev, isNew = conversation{}, false
+		o := options.FindOneAndUpdate().SetReturnDocument(options.Before)
+		up := bson.D{{Key: "$max", Value: bson.D{{Key: "w", Value: until}}}}
+		err := x.s.convs.FindOneAndUpdate(ctx, byID(x.name), up, o.SetUpsert(true)).Decode(&prev)
+		if mongo.IsDuplicateKeyError(err) { // another writer made it at the same moment
+			err = x.s.convs.FindOneAndUpdate(ctx, byID(x.name), up, o.SetUpsert(false)).Decode(&prev)
+		}
+		if errors.Is(err, mongo.ErrNoDocuments) {
+			isNew = true
+			return nil
+		}
+		return err
+	})
+	return prev, isNew, err
 }
 
 // A lease is when it ends, Unix ms, above 20 random bits: each is one of its own,
@@ -337,14 +414,18 @@ func (x *writer) learn(ctx context.Context, c *conversation) error {
 // listDM puts the conversation into the lists of its two users, before its first
 // message is there.
 func (s *Store) listDM(ctx context.Context, conv im.ConvID, a, b im.UserID) error {
+	var models []mongo.WriteModel
+	for _, u := range slices.Compact([]im.UserID{a, b}) {
+		models = append(models, mongo.NewUpdateOneModel().SetUpsert(true).
+			SetFilter(bson.D{{Key: "_id", Value: string(u) + " " + string(conv)}, {Key: "u", Value: string(u)}}).
+			SetUpdate(bson.D{{Key: "$set", Value: bson.D{{Key: "c", Value: string(conv)}}}}))
+	}
 	return s.retry(ctx, "listDM", func(ctx context.Context) error {
-		for _, u := range []im.UserID{a, b} {
-			_, err := s.dms.UpdateOne(ctx, byID(string(u)+" "+string(conv)), bson.D{{Key: "$set", Value: bson.D{{Key: "u", Value: string(u)}, {Key: "c", Value: string(conv)}}}}, options.UpdateOne().SetUpsert(true))
-			if err != nil && !mongo.IsDuplicateKeyError(err) {
-				return err
-			}
+		_, err := s.dms.BulkWrite(ctx, models, options.BulkWrite().SetOrdered(false))
+		if onlyDuplicates(err) { // two upserts met: it is there
+			return nil
 		}
-		return nil
+		return err
 	})
 }
 
@@ -375,12 +456,11 @@ func (x *writer) insert(ctx context.Context, jobs []*job) error {
 		}
 		taken, uncertain := failedAt(err)
 		switch {
-		case taken >= 0: // everything before it is in
-			if taken > 0 {
-				x.moved(jobs[first+taken-1])
-				first += taken
-			}
-		case !uncertain:
+		case uncertain: // even what stands before a taken seq may not be with a majority
+		case taken > 0: // everything before it is in
+			x.moved(jobs[first+taken-1])
+			first += taken
+		case taken < 0:
 			return err
 		}
 		if uncertain && x.s.opt.Events.Retried != nil {
@@ -488,24 +568,17 @@ func (w *writers) retire(all bool) {
 	var models []mongo.WriteModel
 	w.mu.Lock()
 	for name, x := range w.all {
-		if x.work || x.until == 0 || (!all && now.Add(w.s.opt.Timeout).UnixMilli() < leaseEnd(x.until)) {
+		if x.busy || x.until == 0 || (!all && now.Add(w.s.opt.Timeout).UnixMilli() < leaseEnd(x.until)) {
 			continue
 		}
 		delete(w.all, name)
-		models = append(models, mongo.NewUpdateOneModel().
-			SetFilter(bson.D{{Key: "_id", Value: name}, {Key: "w", Value: x.until}}).
-			SetUpdate(bson.D{{Key: "$max", Value: bson.D{{Key: "s", Value: int64(x.head)}, {Key: "t", Value: x.ts}}}, {Key: "$set", Value: bson.D{{Key: "fin", Value: x.until}}}}))
+		if x.others > 0 { // our head need not be the last: whoever asks for it when all leases are over notes it
+			continue
+		}
+		models = append(models, noteHead(name, x.until, x.head, x.ts))
 	}
 	w.mu.Unlock()
-	for part := range chunks(models, 1000) {
-		ctx, cancel := context.WithTimeout(context.Background(), w.s.opt.Timeout)
-		_, err := w.s.convs.BulkWrite(ctx, part, options.BulkWrite().SetOrdered(false))
-		cancel()
-		if err != nil { // the head is then looked up in the messages: slower, not wrong
-			w.s.log.Warn("heads not noted", "error", err)
-			return
-		}
-	}
+	w.s.note(context.Background(), models)
 }
 
 // close waits for what was accepted.

@@ -40,6 +40,8 @@ type Command struct {
 	Name       string // "insert", "find", …
 	Collection string
 	DB         string
+	Body       bson.Raw              // the command without its document sequences
+	Docs       map[string][]bson.Raw // the document sequences: "documents", "updates", "deletes"
 }
 
 // Proxy stands between clients and a server. Make it with NewProxy.
@@ -53,6 +55,7 @@ type Proxy struct {
 	faults   atomic.Pointer[func(Command) Fault]
 	down     atomic.Bool
 	done     sync.WaitGroup
+	breaches breaches
 	Commands atomic.Int64 // how many went through
 	Faults   atomic.Int64 // how many were not just passed
 }
@@ -176,6 +179,7 @@ func (l *link) request() error {
 		return err
 	}
 	l.p.Commands.Add(1)
+	l.p.breaches.note(&cmd)
 	if fn := l.p.faults.Load(); fn != nil {
 		fault = (*fn)(cmd)
 	}
@@ -311,8 +315,35 @@ func parse(msg []byte) (cmd Command, ok bool) {
 	}
 	cmd.Name = els[0].Key()
 	cmd.Collection, _ = els[0].Value().StringValueOK()
+	if cmd.Name == "getMore" {
+		cmd.Collection, _ = doc.Lookup("collection").StringValueOK()
+	}
 	cmd.DB, _ = doc.Lookup("$db").StringValueOK()
+	cmd.Body, cmd.Docs = doc, sequences(msg, 21+len(doc))
 	return cmd, true
+}
+
+// sequences reads the document sequence sections (kind 1) that begin at at.
+func sequences(msg []byte, at int) map[string][]bson.Raw {
+	out := map[string][]bson.Raw{}
+	for at+5 < len(msg) && msg[at] == 1 {
+		end := at + 1 + int(binary.LittleEndian.Uint32(msg[at+1:]))
+		name := bytes.IndexByte(msg[at+5:], 0)
+		if name < 0 || end > len(msg) {
+			return out
+		}
+		key := string(msg[at+5 : at+5+name])
+		for i := at + 5 + name + 1; i+4 <= end; {
+			n := int(binary.LittleEndian.Uint32(msg[i:]))
+			if n < 5 || i+n > end {
+				return out
+			}
+			out[key] = append(out[key], msg[i:i+n])
+			i += n
+		}
+		at = end
+	}
+	return out
 }
 
 // half leaves the first half of an insert's documents, which stand in a document

@@ -71,7 +71,12 @@ func Main(m *testing.M, s **Server) int {
 		on = "the MongoDB of " + Env
 	}
 	fmt.Println("mongotest: on", on)
-	return m.Run()
+	code := m.Run()
+	for _, what := range srv.Proxy.Breaches() {
+		fmt.Println("mongotest: against the MongoDB manual:", what)
+		code = max(code, 1)
+	}
+	return code
 }
 
 // Start starts the server, or connects to the real one.
