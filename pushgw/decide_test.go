@@ -84,6 +84,10 @@ func TestQuietHours(t *testing.T) {
 	if !noonNap.at(noon) || noonNap.at(noon.Add(time.Hour)) || (*Quiet)(nil).at(noon) || (&Quiet{From: "1", To: "1"}).at(noon) {
 		t.Error("a nap at noon")
 	}
+	morning := &Quiet{From: "9:00", To: "17:00", Zone: "UTC"} // an hour of one digit passes Check
+	if err := (&Settings{Quiet: morning}).Check(); err != nil || !morning.at(noon) || morning.at(noon.Add(-10*time.Hour)) || morning.at(noon.Add(8*time.Hour)) {
+		t.Error("9:00 to 17:00 is a day", err)
+	}
 	for _, bad := range []Settings{{Privacy: "x"}, {Quiet: &Quiet{From: "25:00", To: "07:00", Zone: "UTC"}}, {Quiet: &Quiet{From: "22:00", To: "07:00", Zone: "Mars/Base"}}, {Quiet: &Quiet{From: "22:00", To: "07:00"}}, {Conv: map[im.ConvID]ConvLevel{"g/x": {Level: "loud"}}}} {
 		if bad.Check() == nil {
 			t.Errorf("%+v is taken", bad)

@@ -403,6 +403,21 @@ func TestRetriesKeepTheirIDUntilItIsTooLate(t *testing.T) {
 	})
 }
 
+func TestABellThatExpiresBehindACircuitIsADeadLetter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		defer func() { r.stop() }()
+		r.apns.answer = func(*Push, int) Result { return Result{Outcome: Locked, Reason: "InvalidProviderToken"} }
+		r.say(dmAB, "bob", "1")
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		dead, err := r.g.Dead(context.Background())
+		if err != nil || len(dead) != 1 || dead[0].Reason != "expired" || dead[0].Last != 1 || r.g.Pending() != 0 {
+			t.Fatalf("%+v %v, %d pending", dead, err, r.g.Pending())
+		}
+	})
+}
+
 func TestAnswers(t *testing.T) {
 	now := func() time.Time { return time.Now() }
 	for why, tt := range map[string]struct {

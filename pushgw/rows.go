@@ -121,11 +121,17 @@ func (q *Quiet) at(t time.Time) bool {
 	if err != nil {
 		return false
 	}
-	now := t.In(zone).Format("15:04")
-	if q.From < q.To {
-		return q.From <= now && now < q.To
+	// Compared as times: as text "9:00", which Check takes, is after "17:00".
+	from, err1 := time.Parse("15:04", q.From)
+	to, err2 := time.Parse("15:04", q.To)
+	if err1 != nil || err2 != nil || from.Equal(to) {
+		return false
 	}
-	return q.From <= now || now < q.To
+	now, _ := time.Parse("15:04", t.In(zone).Format("15:04"))
+	if from.Before(to) {
+		return !now.Before(from) && now.Before(to)
+	}
+	return !now.Before(from) || now.Before(to)
 }
 
 // slotKey is a device and a conversation: each has one bell at most.

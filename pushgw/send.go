@@ -163,6 +163,10 @@ func (a *app) serve(ctx context.Context, b *bell) {
 		return
 	case now.UnixMilli() > expires:
 		a.unprobe()
+		if b.Kind == Alert { // it waited behind a circuit or a pause: an operator can replay it
+			g.bury(b, *r, "expired")
+			return
+		}
 		g.finish(b, "send", no("expired"), "")
 		return
 	case wait < 0: // a clear: the badge will be right with the next push
