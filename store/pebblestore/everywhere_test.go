@@ -293,11 +293,22 @@ func TestFaultChild(t *testing.T) {
 	fmt.Println("alive")
 }
 
-// TestTheClockJumps: a day forward and back, times never decrease within a
-// conversation and ids stay known.
+// TestTheClockJumps: at every fourth hour of two windows of ids, a day forward and back,
+// also over a restart: times never decrease within a conversation, seqs go on, and
+// ids stay known.
 func TestTheClockJumps(t *testing.T) {
-	now := time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC)
-	s := open(t, "db", Options{FS: vfs.NewMem(), Now: func() time.Time { return now }})
+	for _, restart := range []bool{false, true} {
+		for hour := 0; hour < 2*4*24; hour += 4 {
+			clockJumps(t, hour, restart)
+		}
+	}
+}
+
+func clockJumps(t *testing.T, hour int, restart bool) {
+	fs := vfs.NewMem()
+	now := time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC).Add(time.Duration(hour) * time.Hour)
+	o := Options{FS: fs, Now: func() time.Time { return now }, MemTableBytes: 64 << 10, CacheBytes: 1 << 20}
+	s := open(t, "db", o)
 	defer func() { _ = s.Close() }()
 	put := func(id string) *store.Append {
 		done := make(chan struct{})
@@ -310,16 +321,22 @@ func TestTheClockJumps(t *testing.T) {
 		return a
 	}
 	last := int64(0)
-	for i, jump := range []time.Duration{0, 24 * time.Hour, -48 * time.Hour, time.Second, 24 * time.Hour, -24 * time.Hour, 72 * time.Hour} {
+	for i, jump := range []time.Duration{0, 24 * time.Hour, -24 * time.Hour, -24 * time.Hour, time.Second, 24 * time.Hour, 24 * time.Hour} {
 		now = now.Add(jump)
+		if restart {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, "db", o)
+		}
 		a := put(fmt.Sprint(i))
 		if a.Dup || a.Entry.TS < last || a.Entry.Seq != im.Seq(i+1) {
-			t.Errorf("jump %d: %+v after %d", i, a.Entry, last)
+			t.Errorf("hour %d, restart %v, jump %d: %+v after %d", hour, restart, i, a.Entry, last)
 		}
 		last = a.Entry.TS
 		for k := range i {
 			if again := put(fmt.Sprint(k)); !again.Dup || again.Entry.Seq != im.Seq(k+1) {
-				t.Errorf("jump %d: id %d is not known: %+v", i, k, again.Entry)
+				t.Fatalf("hour %d, restart %v, jump %d: id %d is not known: it stands at %d again", hour, restart, i, k, again.Entry.Seq)
 			}
 		}
 	}
