@@ -16,7 +16,7 @@ const module = "github.com/parley-im/parley/"
 // floors says where each room stands. A room imports lower floors only. A new
 // folder fails until its floor is written down here.
 var floors = map[string]int{
-	"im": 0, "internal/logging": 0,
+	"im": 0, "internal/logging": 0, "internal/ledger": 0,
 	"configs": 1, "store": 1, "client": 1,
 	"chat": 2, "delivery": 2, "plain": 2, "auth": 2, "pushgw": 2, "internal/load": 2,
 	"broker": 3, "bridge": 3, "httpapi": 3, "web": 3, "store/pebblestore": 3, "store/mongostore": 3,

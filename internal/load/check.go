@@ -1,6 +1,10 @@
 package load
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/parley-im/parley/internal/ledger"
+)
 
 // checker holds what one receiver got from one sender, numbered from 1, against
 // what it should have got. It belongs to one goroutine. A hole that is filled
@@ -55,20 +59,7 @@ func (c *checker) fill(n int64) bool {
 }
 
 // Faults is what went wrong with messages.
-type Faults struct {
-	Lost      int64 `json:"lost"`
-	Duplicate int64 `json:"duplicate"`
-	Disorder  int64 `json:"out_of_order"`
-}
-
-// Any reports whether there is one.
-func (f Faults) Any() bool { return f != Faults{} }
-
-func (f *Faults) add(g Faults) {
-	f.Lost += g.Lost
-	f.Duplicate += g.Duplicate
-	f.Disorder += g.Disorder
-}
+type Faults = ledger.Faults
 
 // faults are those of a receiver that should have got 1 to sent.
 func (c *checker) faults(sent int64) Faults {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/parley-im/parley/internal/ledger"
 )
 
 // Crash kills a Parley that the tool itself has started, again and again under
@@ -59,28 +61,52 @@ type crashRun struct {
 	size int
 	stop chan struct{} // closed when the server is not killed any more
 	gone chan struct{} // closed when readers may end
-	mu   struct {
+	run  uint32
+	*ledger.Ledger
+	mu struct {
 		sync.Mutex
-		findings
+		ledger.Findings
 		err error
 	}
 }
 
+// crashWriter is where one writer stands: its messages are numbered from 1, and
+// sent in order, also again.
+type crashWriter struct {
+	conv        string // as the reader sees it
+	sent, acked int64
+}
+
+// entry is a message of the history.
+type entry struct {
+	Seq  uint64 `json:"seq"`
+	Text string `json:"text"`
+}
+
+// text is what the ledger knows a message by: its number, where it is of this run.
+func (x *crashRun) text(payload []byte) string {
+	if h, ok := readHeader(payload); ok && h.run == x.run {
+		return strconv.FormatInt(h.n, 10)
+	}
+	return "of somebody else"
+}
+
 // Run runs it against t; its messages are those acknowledged.
 func (c Crash) Run(ctx context.Context, t *Target, p *Progress) (r Result, err error) {
-	x := &crashRun{t: t, p: p, size: c.Payload, stop: make(chan struct{}), gone: make(chan struct{})}
+	x := &crashRun{t: t, p: p, size: c.Payload, stop: make(chan struct{}), gone: make(chan struct{}), run: newRun(), Ledger: ledger.New()}
 	rng := rand.New(rand.NewPCG(c.Seed, 1))
-	run := newRun()
-	ledgers, followers := make([]*ledger, c.Writers), make([]*follower, c.Writers)
+	devices, histories := make([]*ledger.Device, c.Writers), make([][]ledger.Entry, c.Writers)
 	var writers, readers sync.WaitGroup
 	p.begin("killing", c.Kills)
 	begin := now()
 	// Writers and readers outlive a Ctrl-C: what was acknowledged is checked.
 	work := context.WithoutCancel(ctx)
 	for i := range c.Writers {
-		ledgers[i], followers[i] = &ledger{run: run}, &follower{}
-		writers.Go(func() { x.write(work, i, ledgers[i]) })
-		readers.Go(func() { x.follow(work, i, followers[i]) })
+		from, to := t.pairUsers(i)
+		devices[i] = ledger.NewDevice(to + "/phone")
+		devices[i].Known("dm/"+from, 0)
+		writers.Go(func() { x.write(work, i, &crashWriter{conv: "dm/" + from}) })
+		readers.Go(func() { x.follow(work, i, devices[i]) })
 	}
 	var restart latencies
 	for r.Kills < c.Kills && ctx.Err() == nil {
@@ -107,21 +133,20 @@ func (c Crash) Run(ctx context.Context, t *Target, p *Progress) (r Result, err e
 	took := now() - begin
 	p.begin("checking", c.Writers)
 	for i := range c.Writers {
-		err = errors.Join(err, x.check(work, i, ledgers[i]))
+		var e error
+		histories[i], e = x.check(work, i)
+		err = errors.Join(err, e)
 		p.step()
 	}
 	close(x.gone)
 	readers.Wait()
-	var acked int64
-	for i, l := range ledgers {
-		acked += int64(len(l.seqs))
-		if n := len(l.seqs); n > 0 && followers[i].applied < l.seqs[n-1] {
-			x.mu.note(&x.mu.Lost, "pair %d: the device has everything up to seq %d, but %d was acknowledged", i, followers[i].applied, l.seqs[n-1])
-		}
+	for i, d := range devices {
+		from, _ := t.pairUsers(i)
+		d.Check("dm/"+from, histories[i], &x.mu.Findings)
 	}
-	r.over(took.Seconds(), acked, messages)
+	r.over(took.Seconds(), int64(x.Count()), messages)
 	r.Seed, r.Restart, r.Interrupted = c.Seed, restart.summary(), r.Kills < c.Kills
-	r.Faults, r.Notes = x.mu.Faults, x.mu.notes
+	r.Faults, r.Notes = x.mu.Faults, x.mu.Notes
 	return r, errors.Join(err, x.mu.err)
 }
 
@@ -150,13 +175,13 @@ func again(done <-chan struct{}, since *time.Time, limit time.Duration) bool {
 
 // write sends until the killing is over and everything is acknowledged; after a
 // break it sends again, under the same ids, what was not.
-func (x *crashRun) write(ctx context.Context, i int, l *ledger) {
+func (x *crashRun) write(ctx context.Context, i int, w *crashWriter) {
 	from, to := x.t.pairUsers(i)
 	var since time.Time
 	for {
 		c, err := x.connect(ctx, from, "phone", true)
 		if err == nil {
-			err = x.writeOn(c, x.t.dm(to), l)
+			err = x.writeOn(c, x.t.dm(to), w)
 			c.leave()
 			if err == nil {
 				return
@@ -168,7 +193,7 @@ func (x *crashRun) write(ctx context.Context, i int, l *ledger) {
 			}
 		}
 		if !again(x.stop, &since, crashPatience) {
-			x.fail(fmt.Errorf("pair %d: the server lives and does not answer for message %d: %w", i, len(l.seqs)+1, err))
+			x.fail(fmt.Errorf("pair %d: the server lives and does not answer for message %d: %w", i, w.acked+1, err))
 			return
 		}
 	}
@@ -184,17 +209,17 @@ func (x *crashRun) connect(ctx context.Context, user, device string, clean bool)
 }
 
 // writeOn writes on one connection; nil when all is done.
-func (x *crashRun) writeOn(c *conn, topic string, l *ledger) error {
+func (x *crashRun) writeOn(c *conn, topic string, w *crashWriter) error {
 	payload := newPayload(x.size)
-	for sent := int64(len(l.seqs)); ; {
-		acked := int64(len(l.seqs))
-		for sent < acked+crashWindow && (sent < l.sent || !x.stopped()) {
+	for sent := w.acked; ; {
+		for sent < w.acked+crashWindow && (sent < w.sent || !x.stopped()) {
 			sent++
-			l.sent = max(l.sent, sent)
-			header{run: l.run, n: sent, at: now()}.put(payload)
-			c.publish(fmt.Sprintf("%s/id/%x-%d", topic, l.run, sent), uint16(sent%65535+1), payload)
+			w.sent = max(w.sent, sent)
+			header{run: x.run, n: sent, at: now()}.put(payload)
+			x.Sending(w.conv, strconv.FormatInt(sent, 10), true)
+			c.publish(fmt.Sprintf("%s/id/%x-%d", topic, x.run, sent), uint16(sent%65535+1), payload)
 		}
-		if sent == acked {
+		if sent == w.acked {
 			return nil
 		}
 		if err := c.flush(); err != nil {
@@ -202,7 +227,7 @@ func (x *crashRun) writeOn(c *conn, topic string, l *ledger) error {
 		}
 		_ = c.nc.SetReadDeadline(time.Now().Add(crashPatience))
 		for first := true; first || !c.idle(); first = false {
-			if err := readSeq(c, l); err != nil {
+			if err := x.readSeq(c, w); err != nil {
 				return err
 			}
 		}
@@ -210,7 +235,7 @@ func (x *crashRun) writeOn(c *conn, topic string, l *ledger) error {
 }
 
 // readSeq reads one packet; a PUBACK goes into the ledger.
-func readSeq(c *conn, l *ledger) error {
+func (x *crashRun) readSeq(c *conn, w *crashWriter) error {
 	first, body, err := c.next()
 	if err != nil {
 		return err
@@ -228,7 +253,7 @@ func readSeq(c *conn, l *ledger) error {
 		if code >= 0x80 {
 			return refused(fmt.Sprintf("PUBACK with code 0x%02x", code))
 		}
-		n := int64(len(l.seqs)) + 1
+		n := w.acked + 1
 		if id != uint16(n%65535+1) { // [MQTT-4.6.0-2]: in the order of the publishes
 			return fmt.Errorf("PUBACK %d came where %d belongs", id, n)
 		}
@@ -240,20 +265,21 @@ func readSeq(c *conn, l *ledger) error {
 		if err != nil {
 			return fmt.Errorf("PUBACK without a seq: %w", err)
 		}
-		l.seqs = append(l.seqs, seq)
+		x.Acked(w.conv, strconv.FormatInt(n, 10), seq)
+		w.acked = n
 	}
 	return nil
 }
 
 // follow keeps the reader's device connected until everything was checked and it
 // has what is there.
-func (x *crashRun) follow(ctx context.Context, i int, w *follower) {
+func (x *crashRun) follow(ctx context.Context, i int, d *ledger.Device) {
 	from, to := x.t.pairUsers(i)
 	var since time.Time
 	for {
 		if c, err := x.connect(ctx, to, "phone", false); err == nil {
-			w.reconnected()
-			err = x.followOn(c, x.t.dm(from), w)
+			d.Connected(false) // it breaks off anywhere
+			err = x.followOn(c, x.t.dm(from), d)
 			c.leave()
 			if err == nil {
 				return
@@ -269,7 +295,7 @@ func (x *crashRun) follow(ctx context.Context, i int, w *follower) {
 const quiet = 500 * time.Millisecond
 
 // followOn reads on one connection; nil when it is over and nothing comes any more.
-func (x *crashRun) followOn(c *conn, topic string, w *follower) error {
+func (x *crashRun) followOn(c *conn, topic string, dev *ledger.Device) error {
 	for {
 		if c.idle() {
 			if err := c.flush(); err != nil {
@@ -301,19 +327,18 @@ func (x *crashRun) followOn(c *conn, topic string, w *follower) error {
 			return err
 		}
 		x.mu.Lock()
-		w.see(topic, seq, &x.mu.findings)
+		dev.Got(topic, seq, x.text(d.payload), &x.mu.Findings)
 		x.mu.Unlock()
 	}
 }
 
 // check reads the whole history of a conversation and holds it against the ledger.
-func (x *crashRun) check(ctx context.Context, i int, l *ledger) error {
+func (x *crashRun) check(ctx context.Context, i int) (history []ledger.Entry, err error) {
 	from, to := x.t.pairUsers(i)
 	tok, err := x.t.token(ctx, to)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var history []entry
 	for after := uint64(0); ; {
 		var page struct {
 			Messages []entry
@@ -321,9 +346,11 @@ func (x *crashRun) check(ctx context.Context, i int, l *ledger) error {
 		}
 		path := fmt.Sprintf("/v1/conversations/dm/%s/messages?limit=200&after=%d", from, after)
 		if err := x.t.call(ctx, http.MethodGet, path, tok, nil, &page); err != nil {
-			return err
+			return history, err
 		}
-		history = append(history, page.Messages...)
+		for _, e := range page.Messages {
+			history = append(history, ledger.Entry{Seq: e.Seq, Text: x.text([]byte(e.Text))})
+		}
 		if !page.More || len(page.Messages) == 0 {
 			break
 		}
@@ -331,6 +358,11 @@ func (x *crashRun) check(ctx context.Context, i int, l *ledger) error {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	l.check("dm/"+from, history, &x.mu.findings)
-	return nil
+	conv := "dm/" + from
+	x.Check(conv, history, &x.mu.Findings)
+	ledger.CheckWriters(conv, history, func(text string) (string, int64) {
+		n, _ := strconv.ParseInt(text, 10, 64)
+		return from, n
+	}, &x.mu.Findings)
+	return history, nil
 }

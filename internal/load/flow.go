@@ -177,7 +177,7 @@ func (f Flow) drive(ctx context.Context, t *Target, p *Progress, streams []*stre
 	r.Ack, r.Deliver, r.Late, r.Interrupted = x.ack.summary(), x.deliver.summary(), x.late.summary(), m.interrupted
 	for _, s := range streams {
 		for _, rc := range s.receivers {
-			r.add(rc.check.faults(s.sent.Load()))
+			r.Add(rc.check.faults(s.sent.Load()))
 		}
 	}
 	return m, x.fault.err

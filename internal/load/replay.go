@@ -70,7 +70,7 @@ func (r Replay) Run(ctx context.Context, t *Target, p *Progress) (res Result, er
 		got.Add(check.got)
 		mu.Lock()
 		defer mu.Unlock()
-		res.add(check.faults(int64(r.Missed)))
+		res.Add(check.faults(int64(r.Missed)))
 		return nil
 	})
 	took, after := now()-begin, t.usage()

@@ -135,7 +135,7 @@ func Report(w io.Writer, rs []Result, baseline string) error {
 		var f Faults
 		interrupted := ""
 		for _, r := range by[t] {
-			f.add(r.Faults)
+			f.Add(r.Faults)
 			if r.Interrupted {
 				interrupted = "; interrupted"
 			}
@@ -148,11 +148,6 @@ func Report(w io.Writer, rs []Result, baseline string) error {
 		}
 	}
 	return nil
-}
-
-// String says the faults in words.
-func (f Faults) String() string {
-	return fmt.Sprintf("lost %d, duplicated %d, out of order %d", f.Lost, f.Duplicate, f.Disorder)
 }
 
 func median(rs []Result, of func(Result) float64) float64 {

@@ -75,7 +75,7 @@ func (s Stalled) Run(ctx context.Context, t *Target, p *Progress) (r Result, err
 	m, err := s.phase(ctx, t, p, true, &r)
 	r.over(m.took.Seconds(), m.delivered, deliveries)
 	r.AllRead = reading.Deliver
-	r.add(reading.Faults)
+	r.Add(reading.Faults)
 	r.Interrupted = r.Interrupted || reading.Interrupted
 	return r, err
 }
@@ -127,7 +127,7 @@ func (s Stalled) phase(ctx context.Context, t *Target, p *Progress, stall bool, 
 	kb := r.KB
 	*r = res
 	r.KB = kb
-	r.add(flood.Faults)
+	r.Add(flood.Faults)
 	if err == nil {
 		err = floodErr
 	}

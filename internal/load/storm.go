@@ -110,7 +110,7 @@ func (s Storm) Run(ctx context.Context, t *Target, p *Progress) (r Result, err e
 		check, err := s.listen(all, c, run, func() { first.add(i, now()-begin); arrived() })
 		mu.Lock()
 		defer mu.Unlock()
-		r.add(check.faults(1))
+		r.Add(check.faults(1))
 		return err
 	})
 	r.over(took.Seconds(), connected.Load(), connections)

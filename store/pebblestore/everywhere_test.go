@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/internal/ledger"
 	"github.com/parley-im/parley/store"
 )
 
@@ -31,7 +32,7 @@ func seeded(t *testing.T) *rand.Rand {
 	if n == 0 {
 		n = uint64(time.Now().UnixNano())
 	}
-	t.Logf("seed %d", n)
+	t.Logf("seed %d; again with: go test ./store/pebblestore -run '^%s$' -points %d -seed %d", n, t.Name(), *points, n)
 	return rand.New(rand.NewPCG(n, 1))
 }
 
@@ -39,98 +40,119 @@ func seeded(t *testing.T) *rand.Rand {
 // without ids, with receipts, transactions and trims, in a store that is so small
 // that it flushes and compacts all the time.
 type workload struct {
-	mu    sync.Mutex
-	acked map[string]im.Seq // conversation and body → seq
-	print bool              // say each on the standard output
+	*ledger.Ledger
+	cursors [workers]atomic.Int64 // the highest that was put
+	print   bool                  // say what is sent and acknowledged on the standard output
 }
 
-func (w *workload) snapshot() map[string]im.Seq {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	out := make(map[string]im.Seq, len(w.acked))
-	for k, v := range w.acked {
-		out[k] = v
-	}
-	return out
-}
+func newWorkload() *workload { return &workload{Ledger: ledger.New()} }
 
-const workConvs = 3
+const (
+	workers   = 4
+	workConvs = 3
+)
 
 func workConv(i int) im.ConvID { return im.GroupConv(im.GroupID(fmt.Sprint("g", i%workConvs))) }
 
+// worker is the device of worker g, whose cursor in the first conversation moves
+// up all the time.
+func worker(g int) im.DeviceKey {
+	return im.DeviceKey{User: im.UserID(fmt.Sprint("u", g)), Device: "d"}
+}
+
 // run works until stop says so; again, if an append fails.
 func (w *workload) run(s *Store, stop func() bool) {
-	w.acked = map[string]im.Seq{}
 	var wg sync.WaitGroup
-	for g := range 4 {
+	for g := range workers {
 		wg.Go(func() {
 			for i := 0; !stop(); i++ {
 				conv := workConv(g + i)
 				body := fmt.Sprintf("%d-%d-%0200d", g, i, i)
 				for !stop() {
 					done := make(chan struct{})
-					a := &store.Append{Entry: im.Entry{Conv: conv, From: im.UserID(fmt.Sprint("u", g)), Device: "d", ID: body, Body: []byte(body)}, Done: func(*store.Append) { close(done) }}
+					a := &store.Append{Entry: im.Entry{Conv: conv, From: worker(g).User, Device: "d", ID: body, Body: []byte(body)}, Done: func(*store.Append) { close(done) }}
 					if g == 3 {
 						a.Packet = uint16(i%60000 + 1)
+					}
+					w.Sending(string(conv), body, true)
+					if w.print {
+						fmt.Printf("send %s %s\n", conv, body)
 					}
 					s.Append(a)
 					<-done
 					if a.Err == nil {
-						w.mu.Lock()
-						w.acked[string(conv)+" "+body] = a.Entry.Seq
+						w.Acked(string(conv), body, uint64(a.Entry.Seq))
 						if w.print {
 							fmt.Printf("ack %s %s %d\n", conv, body, a.Entry.Seq)
 						}
-						w.mu.Unlock()
 						break
 					}
 				}
 				if i%10 == 9 {
 					_ = s.Commit(context.Background(), &store.Tx{Users: []store.User{{ID: im.UserID(fmt.Sprint("x", g, "-", i))}}, Entries: []*store.Append{{Entry: im.Entry{Conv: conv, Op: im.OpEvent, Event: "e"}}}})
 				}
+				w.cursors[g].Store(int64(i + 1))
+				_ = s.PutCursors(context.Background(), worker(g), []store.Cursor{{Conv: workConv(0), Acked: im.Seq(i + 1), Known: true}})
 			}
 		})
 	}
 	wg.Wait()
 }
 
-// check wants everything that was acknowledged, each conversation dense, ids
-// remembered, and a store that takes more.
-func (w *workload) check(t *testing.T, s *Store, acked map[string]im.Seq, when string) {
+// promised is what a store owes at a moment.
+type promised struct {
+	*ledger.Ledger
+	cursors [workers]int64
+}
+
+// now is what the store owes now.
+func (w *workload) now() (tick int64, cursors [workers]int64) {
+	tick = w.Now()
+	for g := range cursors {
+		cursors[g] = w.cursors[g].Load() + 1 // the next may be on its way before it is noted
+	}
+	return tick, cursors
+}
+
+// check holds a store against what it had acknowledged: see package ledger. Ids
+// are remembered, and no cursor is beyond what was acknowledged.
+func check(t *testing.T, s *Store, acked promised, when string) {
 	t.Helper()
 	ctx := context.Background()
-	found := map[string]im.Seq{}
+	var f ledger.Findings
 	for c := range workConvs {
-		es, err := s.Range(ctx, workConv(c), 0, 1<<20, 1<<30)
+		conv := workConv(c)
+		es, err := s.Range(ctx, conv, 0, 1<<20, 1<<30)
 		if err != nil {
 			t.Fatalf("%s: %v", when, err)
 		}
+		history := make([]ledger.Entry, len(es))
 		for i, e := range es {
-			if e.Seq != im.Seq(i+1) {
-				t.Fatalf("%s: %s: seq %d at place %d", when, e.Conv, e.Seq, i+1)
-			}
-			k := string(e.Conv) + " " + string(e.Body)
-			if _, twice := found[k]; twice && e.Op == im.OpMessage {
-				t.Fatalf("%s: %s is there twice", when, k)
-			}
-			found[k] = e.Seq
+			history[i] = ledger.Entry{Seq: uint64(e.Seq), Text: string(e.Body), Other: e.Op != im.OpMessage}
+		}
+		acked.Check(string(conv), history, &f)
+	}
+	if err := f.Err(); err != nil {
+		t.Fatalf("%s: %v", when, err)
+	}
+	for g, most := range acked.cursors {
+		if c, err := s.Cursor(ctx, worker(g), workConv(0)); most > 0 && (err != nil || int64(c.Acked) > most) {
+			t.Fatalf("%s: cursor %+v is beyond %d (%v)", when, c, most, err)
 		}
 	}
-	for k, seq := range acked {
-		if found[k] != seq {
-			t.Fatalf("%s: %.20s was acknowledged at %d and stands at %d", when, k, seq, found[k])
+	for c := range workConvs { // one of each is sent again
+		conv := workConv(c)
+		body, seq := acked.Any(string(conv))
+		if body == "" {
+			continue
 		}
-	}
-	for k, seq := range acked { // one of them is sent again
-		conv, body := im.ConvID(k[:4]), k[5:]
 		done := make(chan struct{})
 		a := &store.Append{Entry: im.Entry{Conv: conv, From: im.UserID("u" + body[:1]), ID: body, Body: []byte(body)}, Done: func(*store.Append) { close(done) }}
 		s.Append(a)
 		<-done
-		if a.Err != nil || !a.Dup || a.Entry.Seq != seq {
+		if a.Err != nil || !a.Dup || uint64(a.Entry.Seq) != seq {
 			t.Fatalf("%s: sent again: %v dup=%v seq=%d, want %d", when, a.Err, a.Dup, a.Entry.Seq, seq)
 		}
-		break
 	}
 }
 
@@ -143,12 +165,13 @@ func TestPowerLossEverywhere(t *testing.T) {
 	rng := seeded(t)
 	mem := vfs.NewCrashableMem()
 	type plug struct {
-		op    string
-		disk  *vfs.MemFS
-		acked map[string]im.Seq
+		op      string
+		disk    *vfs.MemFS
+		tick    int64
+		cursors [workers]int64
 	}
+	w := newWorkload()
 	var (
-		w     workload
 		mu    sync.Mutex
 		plugs []plug
 		calls int
@@ -171,8 +194,8 @@ func TestPowerLossEverywhere(t *testing.T) {
 			return nil
 		}
 		kinds[op.Kind]++
-		acked := w.snapshot() // before the clone: it must hold at least these
-		plugs = append(plugs, plug{fmt.Sprintf("%v %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}), acked})
+		tick, cursors := w.now() // before the clone: it must hold at least what is acknowledged now
+		plugs = append(plugs, plug{fmt.Sprintf("%v %s", op.Kind, op.Path), mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}), tick, cursors})
 		return nil
 	})
 	o := tiny
@@ -192,12 +215,12 @@ func TestPowerLossEverywhere(t *testing.T) {
 		o := tiny
 		o.FS = p.disk
 		s := open(t, "db", o)
-		w.check(t, s, p.acked, "plug pulled before "+p.op)
+		check(t, s, promised{w.Before(p.tick), p.cursors}, "plug pulled before "+p.op)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d points of %d calls, by kind %v; %d acknowledged in the end", len(plugs), calls, kinds, len(w.acked))
+	t.Logf("%d points of %d calls, by kind %v; %d acknowledged in the end", len(plugs), calls, kinds, w.Count())
 }
 
 // TestAFaultEverywhere makes one call to the file system fail, each time another
@@ -221,17 +244,19 @@ func TestAFaultEverywhere(t *testing.T) {
 			cmd := exec.Command(os.Args[0], "-test.run=^TestFaultChild$")
 			cmd.Env = append(os.Environ(), fmt.Sprintf("PARLEY_FAULT=%s %d %d", dir, k, int(fault)))
 			out, err := cmd.Output()
-			acked, alive := map[string]im.Seq{}, false
+			led, alive := ledger.New(), false
 			for line := range strings.Lines(string(out)) {
 				var conv, body string
-				var seq im.Seq
-				if n, _ := fmt.Sscanf(line, "ack %s %s %d", &conv, &body, &seq); n == 3 {
-					acked[conv+" "+body] = seq
+				var seq uint64
+				if n, _ := fmt.Sscanf(line, "send %s %s", &conv, &body); n == 2 {
+					led.Sending(conv, body, true)
+				} else if n, _ := fmt.Sscanf(line, "ack %s %s %d", &conv, &body, &seq); n == 3 {
+					led.Acked(conv, body, seq)
 				}
 				alive = alive || line == "alive\n"
 			}
 			if alive != (err == nil) {
-				t.Fatalf("alive %v, %d acknowledged, %v\n%s", alive, len(acked), err, out)
+				t.Fatalf("alive %v, %d acknowledged, %v\n%s", alive, led.Count(), err, out)
 			}
 			if alive {
 				lived.Add(1)
@@ -240,7 +265,7 @@ func TestAFaultEverywhere(t *testing.T) {
 			}
 			s := open(t, dir, tiny)
 			defer func() { _ = s.Close() }()
-			new(workload).check(t, s, acked, fmt.Sprintf("after call %d failed (alive %v)", k, alive))
+			check(t, s, promised{Ledger: led}, fmt.Sprintf("after call %d failed (alive %v)", k, alive))
 		})
 	}
 }
@@ -267,15 +292,14 @@ func TestFaultChild(t *testing.T) {
 	s := open(t, dir, o)
 	armed.Store(true)
 	end := time.Now().Add(30 * time.Second)
-	extra := 0
-	w := workload{print: true}
+	var extra atomic.Int32
+	w := newWorkload()
+	w.print = true
 	w.run(s, func() bool {
-		w.mu.Lock()
-		defer w.mu.Unlock()
 		if hit.Load() {
-			extra++
+			extra.Add(1)
 		}
-		return extra > 400 || time.Now().After(end)
+		return extra.Load() > 400 || time.Now().After(end)
 	})
 	if !hit.Load() {
 		t.Fatalf("only %d calls were made", calls.Load())
@@ -286,18 +310,29 @@ func TestFaultChild(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond) // a poll of the condition
 	}
-	w.check(t, s, w.acked, "in the process itself")
+	check(t, s, promised{Ledger: w.Ledger}, "in the process itself")
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Println("alive")
 }
 
-// TestTheClockJumps: a day forward and back, times never decrease within a
-// conversation and ids stay known.
+// TestTheClockJumps: at every fourth hour of two windows of ids, a day forward and back,
+// also over a restart: times never decrease within a conversation, seqs go on, and
+// ids stay known.
 func TestTheClockJumps(t *testing.T) {
-	now := time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC)
-	s := open(t, "db", Options{FS: vfs.NewMem(), Now: func() time.Time { return now }})
+	for _, restart := range []bool{false, true} {
+		for hour := 0; hour < 2*4*24; hour += 4 {
+			clockJumps(t, hour, restart)
+		}
+	}
+}
+
+func clockJumps(t *testing.T, hour int, restart bool) {
+	fs := vfs.NewMem()
+	now := time.Date(2030, 6, 1, 12, 0, 0, 0, time.UTC).Add(time.Duration(hour) * time.Hour)
+	o := Options{FS: fs, Now: func() time.Time { return now }, MemTableBytes: 64 << 10, CacheBytes: 1 << 20}
+	s := open(t, "db", o)
 	defer func() { _ = s.Close() }()
 	put := func(id string) *store.Append {
 		done := make(chan struct{})
@@ -310,16 +345,22 @@ func TestTheClockJumps(t *testing.T) {
 		return a
 	}
 	last := int64(0)
-	for i, jump := range []time.Duration{0, 24 * time.Hour, -48 * time.Hour, time.Second, 24 * time.Hour, -24 * time.Hour, 72 * time.Hour} {
+	for i, jump := range []time.Duration{0, 24 * time.Hour, -24 * time.Hour, -24 * time.Hour, time.Second, 24 * time.Hour, 24 * time.Hour} {
 		now = now.Add(jump)
+		if restart {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, "db", o)
+		}
 		a := put(fmt.Sprint(i))
 		if a.Dup || a.Entry.TS < last || a.Entry.Seq != im.Seq(i+1) {
-			t.Errorf("jump %d: %+v after %d", i, a.Entry, last)
+			t.Errorf("hour %d, restart %v, jump %d: %+v after %d", hour, restart, i, a.Entry, last)
 		}
 		last = a.Entry.TS
 		for k := range i {
 			if again := put(fmt.Sprint(k)); !again.Dup || again.Entry.Seq != im.Seq(k+1) {
-				t.Errorf("jump %d: id %d is not known: %+v", i, k, again.Entry)
+				t.Fatalf("hour %d, restart %v, jump %d: id %d is not known: it stands at %d again", hour, restart, i, k, again.Entry.Seq)
 			}
 		}
 	}

@@ -243,7 +243,10 @@ func (s *Store) open() (db *pebble.DB, err error) {
 	default:
 		s.nextConv = 0
 	}
-	s.epoch = s.epochAt(s.opt.Now())
+	if s.epoch, err = s.firstEpoch(db); err != nil {
+		_ = db.Close()
+		return nil, im.E(im.Unavailable, "pebblestore.Open", err)
+	}
 	return db, s.expireDedupe(db)
 }
 

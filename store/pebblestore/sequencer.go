@@ -419,7 +419,7 @@ func (s *Store) build(jobs []job) (c *commit, err error) {
 			_ = x.b.Close()
 		}
 	}()
-	if e := s.epochAt(now); e != s.epoch {
+	if e := s.epochAt(now); e > s.epoch { // never back: a clock that was ahead has left ids there
 		s.epoch = e
 		if err := s.expireDedupe(x.db); err != nil {
 			return nil, err
@@ -655,6 +655,20 @@ func (x *builder) blank(h *head, seq im.Seq) error {
 // epochAt is the number of the dedupe window that holds t. An id is looked up in
 // two windows, so it is remembered for one to two of them.
 func (s *Store) epochAt(t time.Time) uint32 { return uint32(t.UnixNano() / int64(s.opt.DedupeWindow)) }
+
+// firstEpoch is the dedupe window to begin with: that of the clock, or the last
+// one with an id, where the clock has been set back since.
+func (s *Store) firstEpoch(db *pebble.DB) (uint32, error) {
+	now := s.epochAt(s.opt.Now())
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{tDedupe}, UpperBound: []byte{tDedupe + 1}})
+	if err != nil {
+		return 0, err
+	}
+	if it.Last() && len(it.Key()) > 5 {
+		now = max(now, binary.BigEndian.Uint32(it.Key()[1:]))
+	}
+	return now, it.Close()
+}
 
 // expireDedupe forgets ids older than the last two windows.
 func (s *Store) expireDedupe(db *pebble.DB) error {
