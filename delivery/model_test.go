@@ -118,7 +118,17 @@ func (m *memory) Device(_ context.Context, k im.DeviceKey) (store.Device, error)
 }
 func (m *memory) DevicesOf(context.Context, im.UserID) ([]store.Device, error) { return nil, nil }
 func (m *memory) CountDevices(context.Context, im.UserID) (int, error)         { return 0, nil }
-func (m *memory) EachDevice(context.Context, func(store.Device) bool) error    { return nil }
+func (m *memory) EachDevice(_ context.Context, fn func(store.Device) bool) error {
+	m.mu.Lock()
+	all := slices.Collect(maps.Values(m.devices))
+	m.mu.Unlock()
+	for _, d := range all {
+		if !fn(d) {
+			break
+		}
+	}
+	return nil
+}
 func (m *memory) PutDevice(_ context.Context, d store.Device, _ bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
