@@ -88,6 +88,7 @@ func churnGroup(i int) im.GroupID { return im.GroupID(fmt.Sprint("g", i)) }
 func (c *churn) open() {
 	ctx, cancel := context.WithCancel(c.t.Context())
 	d := New(Options{Source: c.mem, Window: 1 + c.rng.IntN(6), Workers: 2, ForgetAfter: churnForget})
+	d.manyParts = 2
 	done := make(chan struct{})
 	go func() { defer close(done); _ = d.Run(ctx) }()
 	c.d, c.stop = d, func() { cancel(); <-done }
@@ -123,7 +124,9 @@ func (c *churn) step() {
 		c.mem.setFailing(true)
 		time.Sleep(time.Duration(c.rng.IntN(5)) * time.Second)
 		c.mem.setFailing(false)
-	case p < 995:
+	case p < 990:
+		c.everything()
+	case p < 996:
 		c.restarted("in peace")
 	default:
 		c.restarted("by a crash")
@@ -379,15 +382,11 @@ func (c *churn) check(x *churner) {
 	}
 }
 
-// finish brings every device that is known back, and sees that it gets all.
-func (c *churn) finish() {
+// everything sees that each connected device gets all that it has a right to, and
+// returns how many entries that are.
+func (c *churn) everything() (total int) {
 	for _, x := range c.devices {
-		if c.remembered(x) {
-			if x.w == nil {
-				c.connect(x, false)
-			}
-			x.drain()
-		}
+		x.drain()
 	}
 	for again := true; again; {
 		synctest.Wait()
@@ -398,7 +397,6 @@ func (c *churn) finish() {
 			}
 		}
 	}
-	total := 0
 	for _, x := range c.devices {
 		if x.w == nil {
 			continue
@@ -420,6 +418,19 @@ func (c *churn) finish() {
 			}
 		}
 	}
+	return total
+}
+
+// finish brings every device that is known back, and sees that it gets all.
+func (c *churn) finish() {
+	for _, x := range c.devices {
+		if c.remembered(x) {
+			if x.w == nil {
+				c.connect(x, false)
+			}
+		}
+	}
+	total := c.everything()
 	for _, x := range c.devices {
 		if x.w != nil {
 			c.disconnect(x)

@@ -59,6 +59,10 @@ type Delivery struct {
 	rooms  [numShards]roomShard
 	device [numLocks]sync.Mutex // serialises attach and detach of one device
 
+	// manyParts is from how many conversations on their list is kept for the user's
+	// next device: reading it takes longer than all else of an attach then.
+	manyParts int
+
 	work     workList
 	presence presences
 	dirty    struct {
@@ -98,7 +102,7 @@ func New(o Options) *Delivery {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Delivery{opt: o, src: o.Source, log: o.Log}
+	d := &Delivery{opt: o, src: o.Source, log: o.Log, manyParts: 256}
 	for i := range d.users {
 		d.users[i].m = make(map[im.UserID]*userLines)
 		d.rooms[i].m = make(map[im.GroupID]map[*userLines]struct{})

@@ -31,7 +31,7 @@ type userLines struct {
 	gen   uint64 // changes of the user's conversations seen; guards attach against one meanwhile
 	parts []store.Participation
 	// parts is the list of the user's conversations as of gen, read-only, where it
-	// is long (manyParts) and was read since they last changed; otherwise nil.
+	// is long (Delivery.manyParts) and was read since they last changed; otherwise nil.
 
 	rooms struct {
 		sync.Mutex
@@ -40,10 +40,6 @@ type userLines struct {
 		ended  bool         // the last line has gone
 	}
 }
-
-// manyParts is from how many conversations on their list is kept for the user's
-// next device: reading it takes longer than all else of an attach then.
-const manyParts = 256
 
 // get returns the lines; the slice is not the caller's. u may be nil.
 func (u *userLines) get() []*Line {
@@ -116,7 +112,7 @@ func (d *Delivery) remembered(user im.UserID, u *userLines) (gen uint64, parts [
 
 // remember keeps a list that was read at gen, if it is long and still true.
 func (d *Delivery) remember(user im.UserID, u *userLines, gen uint64, parts []store.Participation) {
-	if len(parts) < manyParts {
+	if len(parts) < d.manyParts {
 		return
 	}
 	s := &d.users[shard(user)]
