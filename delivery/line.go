@@ -67,6 +67,7 @@ type track struct {
 	stopped  bool     // unsubscribed: nothing is written
 	dirty    bool     // acked moved since the last flush
 	qos      byte
+	recalls  uint        // offered: what was read before the last one is not to be written
 	ready    []*im.Entry // read from the log for the window to open; at most a chunk
 }
 
@@ -90,6 +91,7 @@ func (l *Line) offer(p *Parcel) {
 	}
 	if p.Op == im.OpRecall {
 		t.ready = nil // what was read before may have its body still
+		t.recalls++   // and so may what the pump has in its hands
 	}
 	if t.behind || t.stopped || (t.resolved && p.Seq <= t.sent) {
 		return
