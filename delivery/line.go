@@ -381,9 +381,22 @@ func (l *Line) SetView(v View) {
 	for _, t := range l.tracks {
 		was := t.stopped
 		t.qos, t.stopped = v.Conv(t.conv, l.key.User)
+		if t.stopped && !was {
+			l.rest(t)
+		}
 		if was && !t.stopped && (!t.resolved || t.upTo > t.sent) {
 			l.fallBehind(t)
 		}
+	}
+}
+
+// rest takes a track that was stopped out of the pump's turns, and what was read
+// for it with it. One that the pump has in its hands ends in take. Caller holds mu.
+func (l *Line) rest(t *track) {
+	t.ready = nil
+	if i := slices.Index(l.behind, t); i >= 0 {
+		l.behind = slices.Delete(l.behind, i, i+1)
+		t.behind = false
 	}
 }
 
