@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,13 +59,55 @@ type churn struct {
 // churner is a device as its owner knows it.
 type churner struct {
 	key   im.DeviceKey
-	w     *tap // of the connection, or nil
+	w     *plug // of the connection, or nil
 	line  *Line
 	start map[im.ConvID]im.Seq          // what it has no right to, or had before it began anew
 	acked map[im.ConvID]map[im.Seq]bool // acknowledged or written by itself
 	had   map[im.ConvID]map[im.Seq]bool // of acked, what the server knew when the connection began
 	last  map[im.ConvID]im.Seq          // what the connection got last
-	fresh []arrival                     // what it acknowledged
+	fresh []churnArrival                     // what it acknowledged
+}
+
+// plug is a wire that remembers what was written.
+type plug struct {
+	mu     sync.Mutex
+	got    []churnArrival
+	unack  []churnArrival
+	room   int // deliveries taken before Full; -1 no limit
+	closed bool
+}
+
+type churnArrival struct {
+	conv   im.ConvID
+	seq    im.Seq
+	packet uint16
+}
+
+func (w *plug) Deliver(p *Parcel, qos byte, packet uint16, _ bool) Outcome {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.closed:
+		return Closed
+	case w.room == 0:
+		return Full
+	case w.room > 0:
+		w.room--
+	}
+	a := churnArrival{p.Conv, p.Seq, packet}
+	w.got = append(w.got, a)
+	if qos > 0 {
+		w.unack = append(w.unack, a)
+	}
+	return Written
+}
+
+func (w *plug) Send(*Note, byte, uint16) Outcome { return Written }
+
+func (w *plug) Close(CloseReason) {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
 }
 
 func newChurn(t *testing.T, rng *rand.Rand) *churn {
@@ -207,7 +250,7 @@ func (c *churn) connect(x *churner, clean bool) {
 	c.check(x)
 	old := x.w
 	known := c.remembered(x)
-	x.w = &tap{room: -1}
+	x.w = &plug{room: -1}
 	at, err := c.d.Attach(c.t.Context(), Attachment{Key: x.key, Wire: x.w, Version: 5, Expiry: 1000, Clean: clean})
 	if err != nil {
 		c.t.Fatal(err)
@@ -219,7 +262,7 @@ func (c *churn) connect(x *churner, clean bool) {
 		}
 		old.mu.Unlock()
 	}
-	x.line, x.w.line = at.Line, at.Line
+	x.line = at.Line
 	if !known || clean {
 		x.start, x.acked = map[im.ConvID]im.Seq{}, nil
 		for conv, log := range c.mem.logs {

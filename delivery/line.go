@@ -69,6 +69,7 @@ type track struct {
 	stopped  bool     // unsubscribed: nothing is written
 	dirty    bool     // acked moved since the last flush
 	qos      byte
+	recalls  uint        // offered: what was read before the last one is not to be written
 	ready    []*im.Entry // read from the log for the window to open; at most a chunk
 }
 
@@ -92,6 +93,7 @@ func (l *Line) offer(p *Parcel) {
 	}
 	if p.Op == im.OpRecall {
 		t.ready = nil // what was read before may have its body still
+		t.recalls++   // and so may what the pump has in its hands
 	}
 	if t.behind || t.stopped || (t.resolved && p.Seq <= t.sent) {
 		return
@@ -401,9 +403,22 @@ func (l *Line) SetView(v View) {
 	for _, t := range l.tracks {
 		was := t.stopped
 		t.qos, t.stopped = v.Conv(t.conv, l.key.User)
+		if t.stopped && !was {
+			l.rest(t)
+		}
 		if was && !t.stopped && (!t.resolved || t.upTo > t.sent) {
 			l.fallBehind(t)
 		}
+	}
+}
+
+// rest takes a track that was stopped out of the pump's turns, and what was read
+// for it with it. One that the pump has in its hands ends in take. Caller holds mu.
+func (l *Line) rest(t *track) {
+	t.ready = nil
+	if i := slices.Index(l.behind, t); i >= 0 {
+		l.behind = slices.Delete(l.behind, i, i+1)
+		t.behind = false
 	}
 }
 

@@ -16,232 +16,21 @@ import (
 	"github.com/parley-im/parley/store"
 )
 
-// memory is a Source kept in maps: the model's log. Engines have their own
-// suite; here the subject is what delivery makes of any log.
-type memory struct {
-	mu      sync.Mutex
-	logs    map[im.ConvID][]*im.Entry
-	floor   map[im.ConvID]im.Seq
-	members map[im.GroupID]map[im.UserID]im.Seq
-	devices map[im.DeviceKey]store.Device
-	cursors map[im.DeviceKey]map[im.ConvID]store.Cursor
-	failing bool
-}
-
-func newMemory() *memory {
-	return &memory{logs: map[im.ConvID][]*im.Entry{}, floor: map[im.ConvID]im.Seq{}, members: map[im.GroupID]map[im.UserID]im.Seq{},
-		devices: map[im.DeviceKey]store.Device{}, cursors: map[im.DeviceKey]map[im.ConvID]store.Cursor{}}
-}
-
-func (m *memory) setFailing(v bool) {
-	m.mu.Lock()
-	m.failing = v
-	m.mu.Unlock()
-}
-
-func (m *memory) append(e im.Entry) *im.Entry {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e.Seq = im.Seq(len(m.logs[e.Conv]) + 1)
-	m.logs[e.Conv] = append(m.logs[e.Conv], &e)
-	return &e
-}
-
-func (m *memory) Range(_ context.Context, c im.ConvID, after im.Seq, limit, _ int) ([]*im.Entry, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.failing {
-		return nil, im.E(im.Unavailable, "memory", nil)
-	}
-	after = max(after, m.floor[c])
-	if int(after) >= len(m.logs[c]) {
-		return nil, nil
-	}
-	es := m.logs[c][after:]
-	return slices.Clone(es[:min(limit, len(es))]), nil
-}
-
-func (m *memory) Heads(_ context.Context, cs []im.ConvID) ([]store.Head, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	hs := make([]store.Head, len(cs))
-	for i, c := range cs {
-		hs[i].Seq = im.Seq(len(m.logs[c]))
-	}
-	return hs, nil
-}
-
-func (m *memory) Trim(_ context.Context, c im.ConvID, upTo im.Seq) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.floor[c] = max(m.floor[c], upTo)
-	return nil
-}
-
-func (m *memory) Conversations(_ context.Context, u im.UserID) ([]store.Participation, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	ps := []store.Participation{{Conv: im.AccountConv(u)}}
-	for c := range m.logs {
-		if _, ok := c.Peer(u); ok {
-			ps = append(ps, store.Participation{Conv: c})
-		}
-	}
-	for g, us := range m.members {
-		if start, ok := us[u]; ok {
-			ps = append(ps, store.Participation{Conv: im.GroupConv(g), Start: start})
-		}
-	}
-	return ps, nil
-}
-
-func (m *memory) Member(_ context.Context, g im.GroupID, u im.UserID) (store.Member, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	start, ok := m.members[g][u]
-	if !ok {
-		return store.Member{}, im.E(im.NotFound, "memory", nil)
-	}
-	return store.Member{Group: g, User: u, Start: start}, nil
-}
-
-func (m *memory) Reads(context.Context, im.ConvID, int64) ([]store.Read, error) { return nil, nil }
-
-func (m *memory) Device(_ context.Context, k im.DeviceKey) (store.Device, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	d, ok := m.devices[k]
-	if !ok {
-		return d, im.E(im.NotFound, "memory", nil)
-	}
-	return d, nil
-}
-func (m *memory) DevicesOf(context.Context, im.UserID) ([]store.Device, error) { return nil, nil }
-func (m *memory) CountDevices(context.Context, im.UserID) (int, error)         { return 0, nil }
-func (m *memory) EachDevice(_ context.Context, fn func(store.Device) bool) error {
-	m.mu.Lock()
-	all := slices.Collect(maps.Values(m.devices))
-	m.mu.Unlock()
-	for _, d := range all {
-		if !fn(d) {
-			break
-		}
-	}
-	return nil
-}
-func (m *memory) PutDevice(_ context.Context, d store.Device, _ bool) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.devices[d.Key] = d
-	return nil
-}
-func (m *memory) DropDevice(_ context.Context, k im.DeviceKey) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.devices, k)
-	delete(m.cursors, k)
-	return nil
-}
-func (m *memory) Cursors(_ context.Context, k im.DeviceKey) ([]store.Cursor, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var cs []store.Cursor
-	for _, c := range m.cursors[k] {
-		c.Ahead = slices.Clone(c.Ahead)
-		cs = append(cs, c)
-	}
-	slices.SortFunc(cs, func(a, b store.Cursor) int {
-		if a.Conv < b.Conv {
-			return -1
-		}
-		return 1
-	})
-	return cs, nil
-}
-func (m *memory) Cursor(_ context.Context, k im.DeviceKey, c im.ConvID) (store.Cursor, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	cur, ok := m.cursors[k][c]
-	if !ok {
-		cur.Conv = c
-	}
-	cur.Ahead = slices.Clone(cur.Ahead)
-	return cur, nil
-}
-func (m *memory) PutCursors(_ context.Context, k im.DeviceKey, cs []store.Cursor) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.cursors[k] == nil {
-		m.cursors[k] = map[im.ConvID]store.Cursor{}
-	}
-	for _, c := range cs {
-		m.cursors[k][c.Conv] = c
-	}
-	return nil
-}
-func (m *memory) ResetCursors(ctx context.Context, k im.DeviceKey, cs []store.Cursor) error {
-	m.mu.Lock()
-	m.cursors[k] = nil
-	m.mu.Unlock()
-	return m.PutCursors(ctx, k, cs)
-}
-func (m *memory) Receipt(context.Context, im.DeviceKey, uint16) (store.Receipt, error) {
-	return store.Receipt{}, im.E(im.NotFound, "memory", nil)
-}
-func (m *memory) Release(context.Context, im.DeviceKey, uint16) error { return nil }
-
-// tap is a wire that remembers what was written and acknowledges when told.
-type tap struct {
-	mu     sync.Mutex
-	got    []arrival
-	unack  []arrival
-	room   int // deliveries taken before Full; -1 no limit
-	closed bool
-	line   *Line
-}
-
-type arrival struct {
-	conv   im.ConvID
-	seq    im.Seq
-	packet uint16
-	dup    bool
-}
-
-func (w *tap) Deliver(p *Parcel, qos byte, packet uint16, dup bool) Outcome {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case w.closed:
-		return Closed
-	case w.room == 0:
-		return Full
-	case w.room > 0:
-		w.room--
-	}
-	a := arrival{p.Conv, p.Seq, packet, dup}
-	w.got = append(w.got, a)
-	if qos > 0 {
-		w.unack = append(w.unack, a)
-	}
-	return Written
-}
-func (w *tap) Send(*Note, byte, uint16) Outcome { return Written }
-func (w *tap) Close(CloseReason) {
-	w.mu.Lock()
-	w.closed = true
-	w.mu.Unlock()
-}
-
-// TestModel drives one device through random commits, acknowledgements in any
-// order, full wires, store failures, disconnects and takeovers, and holds what
-// arrives against the promise: on each connection every conversation comes in
-// seq order without a hole, beginning at or before the first entry that was not
-// acknowledged; nothing acknowledged comes again; in the end everything arrives.
+// TestModel drives two devices of one user through random commits, acknowledgements
+// in any order, full wires, store failures, disconnects, takeovers, crashes, joins
+// and leaves, changes of view, entries too big for a client, and recalls. It holds
+// what arrives against the promises: on each connection every conversation comes in
+// seq order without a hole, beginning with the first entry that needs to come;
+// nothing that was acknowledged and stored comes again; DUP is on what comes again
+// and on nothing else; the window is kept and no packet id is in use twice; nothing
+// comes from a group after it was left, of what was unsubscribed, or with a body
+// that was recalled; the queue is trimmed below what was acknowledged only; and in
+// the end everything has arrived.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		// Everything is drawn before the bubble begins: rapid ends a draw by panicking.
 		window := rapid.IntRange(1, 8).Draw(rt, "window")
-		steps := rapid.SliceOfN(rapid.Custom(drawStep), 5, 60).Draw(rt, "steps")
+		steps := rapid.SliceOfN(rapid.Custom(drawStep), 5, 80).Draw(rt, "steps")
 		var failure string
 		synctest.Test(t, func(t *testing.T) { failure = runModel(t.Context(), window, steps) })
 		if failure != "" {
@@ -250,223 +39,519 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// step is one thing that happens; n and m say how much, or which.
+// step is one thing that happens to device dev; n and m say how much, or which.
 type step struct {
 	kind string
+	dev  int
 	n, m int
 	wait bool
 }
 
+var stepKinds = []string{"commit", "commit", "commit", "ack", "ack", "ack", "full", "drain", "drop", "takeover", "clean", "crash", "flush",
+	"fail", "heal", "own", "join", "leave", "view", "big", "recall", "note"}
+
 func drawStep(rt *rapid.T) step {
 	return step{
-		kind: rapid.SampledFrom([]string{"commit", "commit", "ack", "ack", "full", "drain", "drop", "takeover", "fail", "heal", "own"}).Draw(rt, "kind"),
+		kind: rapid.SampledFrom(stepKinds).Draw(rt, "kind"),
+		dev:  rapid.IntRange(0, 1).Draw(rt, "dev"),
 		n:    rapid.IntRange(0, 7).Draw(rt, "n"),
 		m:    rapid.IntRange(0, 7).Draw(rt, "m"),
 		wait: rapid.Bool().Draw(rt, "wait"),
 	}
 }
 
+const (
+	modelUser  = im.UserID("bob")
+	modelGroup = im.GroupID("g")
+)
+
 type model struct {
-	mem   *memory
-	d     *Delivery
-	convs []im.ConvID
-	w     *tap
-	at    *Attached
-	acked map[im.ConvID]map[im.Seq]bool
-	start map[im.ConvID]im.Seq          // where the device began
-	had   map[im.ConvID]map[im.Seq]bool // acknowledged before this connection
+	ctx      context.Context
+	mem      *memory
+	d        *Delivery
+	stop     func()
+	convs    []im.ConvID // alice, carol, the group, the account
+	devs     []*modelDevice
+	mu       sync.Mutex // guards what follows and every device's knowledge: wires write from pump workers
+	member   bool
+	recalled map[im.ConvID]map[im.Seq]bool
+	fault    string
+}
+
+// modelDevice is what is known of a device from outside.
+type modelDevice struct {
+	m       *model
+	key     im.DeviceKey
+	queue   im.ConvID
+	window  int
+	w       *tap
+	at      *Attached
+	start   map[im.ConvID]im.Seq          // what it gets begins after
+	settled map[im.ConvID]map[im.Seq]bool // acknowledged, passed over, or its own
+	stored  map[im.ConvID]map[im.Seq]bool // settled when the cursors were stored last
+	own     map[im.ConvID]map[im.Seq]bool
+	written map[im.ConvID]map[im.Seq]bool // ever on a wire
+	crashed bool                          // what was on a wire may be forgotten: DUP may be missing
+	qos     map[im.ConvID][]byte          // at which it may come now; none: it may not
+	notes   int                           // sent to the connection that stands
+}
+
+// tap is a wire that checks what is written, and remembers what is unacknowledged.
+type tap struct {
+	d      *modelDevice
+	last   map[im.ConvID]im.Seq // what came last on this connection
+	had    map[im.ConvID]map[im.Seq]bool
+	unack  []arrival
+	room   int // deliveries taken before Full; -1 no limit
+	small  bool
+	closed bool
+	notes  int
+}
+
+type arrival struct {
+	conv   im.ConvID // "": a note
+	seq    im.Seq
+	packet uint16
+}
+
+func (m *model) faultf(format string, args ...any) {
+	if m.fault == "" {
+		m.fault = fmt.Sprintf(format, args...)
+	}
+}
+
+func add(set map[im.ConvID]map[im.Seq]bool, c im.ConvID, s im.Seq) {
+	if set[c] == nil {
+		set[c] = map[im.Seq]bool{}
+	}
+	set[c][s] = true
+}
+
+func (w *tap) Deliver(p *Parcel, qos byte, packet uint16, dup bool) Outcome {
+	d, m := w.d, w.d.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case w.closed:
+		return Closed
+	case w.room == 0:
+		return Full
+	case w.small && p.Type == "big":
+		w.expect(p.Entry)
+		add(d.settled, p.Conv, p.Seq)
+		return Passed
+	case w.room > 0:
+		w.room--
+	}
+	w.expect(p.Entry)
+	name := fmt.Sprintf("%s: %s seq %d", d.key, p.Conv, p.Seq)
+	if !slices.Contains(d.qos[p.Conv], qos) {
+		m.faultf("%s came at QoS %d, %v is wanted", name, qos, d.qos[p.Conv])
+	}
+	if m.recalled[p.Conv][p.Seq] && len(p.Body) > 0 {
+		m.faultf("%s came with a body that was recalled", name)
+	}
+	if again := d.written[p.Conv][p.Seq]; qos > 0 && (dup && !again || again && !dup && !d.crashed) {
+		m.faultf("%s has DUP %v, written before: %v", name, dup, again)
+	}
+	add(d.written, p.Conv, p.Seq)
+	if qos == 0 {
+		if packet != 0 {
+			m.faultf("%s has a packet id at QoS 0", name)
+		}
+		add(d.settled, p.Conv, p.Seq)
+		return Written
+	}
+	w.flight(arrival{p.Conv, p.Seq, packet})
+	return Written
+}
+
+// expect wants e to be the next entry that needs to come.
+func (w *tap) expect(e *im.Entry) {
+	d, m := w.d, w.d.m
+	last, ok := w.last[e.Conv]
+	if !ok {
+		last = d.start[e.Conv]
+	}
+	switch {
+	case e.Conv == m.convs[2] && !m.member:
+		m.faultf("%s: %s seq %d came after the group was left", d.key, e.Conv, e.Seq)
+	case w.had[e.Conv][e.Seq]:
+		m.faultf("%s: %s seq %d came again after its acknowledgement", d.key, e.Conv, e.Seq)
+	case e.Seq <= last:
+		m.faultf("%s: %s seq %d came after %d", d.key, e.Conv, e.Seq, last)
+	}
+	for s := last + 1; s < e.Seq; s++ {
+		if !d.settled[e.Conv][s] {
+			m.faultf("%s: %s seq %d came after %d, before %d", d.key, e.Conv, e.Seq, last, s)
+		}
+	}
+	w.last[e.Conv] = e.Seq
+}
+
+func (w *tap) flight(a arrival) {
+	if a.packet == 0 || slices.ContainsFunc(w.unack, func(b arrival) bool { return b.packet == a.packet }) {
+		w.d.m.faultf("%s: packet id %d is in use twice", w.d.key, a.packet)
+	}
+	if w.unack = append(w.unack, a); len(w.unack) > w.d.window {
+		w.d.m.faultf("%s: %d unacknowledged with a window of %d", w.d.key, len(w.unack), w.d.window)
+	}
+}
+
+func (w *tap) Send(n *Note, qos byte, packet uint16) Outcome {
+	m := w.d.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case w.closed:
+		return Closed
+	case w.room == 0:
+		return Full
+	case w.room > 0:
+		w.room--
+	}
+	if w.notes++; n.Topic != fmt.Sprint("note/", w.notes) {
+		m.faultf("%s: note %d is %s", w.d.key, w.notes, n.Topic)
+	}
+	w.flight(arrival{packet: packet})
+	return Written
+}
+
+func (w *tap) Close(CloseReason) {
+	w.d.m.mu.Lock()
+	defer w.d.m.mu.Unlock()
+	w.closed = true
 }
 
 func runModel(ctx context.Context, window int, steps []step) (failure string) {
-	ctx, cancel := context.WithCancel(ctx)
-	m := &model{mem: newMemory(), acked: map[im.ConvID]map[im.Seq]bool{}, start: map[im.ConvID]im.Seq{}}
-	m.mem.members["g"] = map[im.UserID]im.Seq{"bob": 0}
-	m.convs = []im.ConvID{im.DM("alice", "bob"), im.DM("carol", "bob"), im.GroupConv("g"), im.AccountConv("bob")}
-	m.d = New(Options{Source: m.mem, Window: window, Workers: 2})
-	done := make(chan struct{})
-	go func() { defer close(done); _ = m.d.Run(ctx) }()
-	defer func() {
-		cancel()
-		<-done
-	}()
-	m.connect(ctx, 0)
+	m := &model{ctx: ctx, mem: newMemory(), member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
+	m.mem.setMember(modelGroup, modelUser, 0, true)
+	m.convs = []im.ConvID{im.DM("alice", modelUser), im.DM("carol", modelUser), im.GroupConv(modelGroup), im.AccountConv(modelUser)}
+	m.begin(window)
+	defer func() { m.stop() }()
+	for i, name := range []im.DeviceID{"phone", "tablet"} {
+		d := &modelDevice{m: m, key: im.DeviceKey{User: modelUser, Device: name}, queue: im.QueueConv(modelUser, name), window: window,
+			start: map[im.ConvID]im.Seq{}, settled: map[im.ConvID]map[im.Seq]bool{}, stored: map[im.ConvID]map[im.Seq]bool{}, own: map[im.ConvID]map[im.Seq]bool{}, written: map[im.ConvID]map[im.Seq]bool{}}
+		d.setQoS(d.meaning(nil))
+		m.devs = append(m.devs, d)
+		d.connect(i, false)
+	}
 	for _, st := range steps {
-		if failure := m.step(ctx, st); failure != "" {
-			return failure
-		}
+		m.step(st, window)
 		if st.wait {
 			synctest.Wait()
+		}
+		if f := m.found(); f != "" {
+			return fmt.Sprintf("after %+v: %s", st, f)
 		}
 	}
 	// In the end everything arrives.
 	m.mem.setFailing(false)
 	time.Sleep(2 * storeRetry) // of the bubble's clock
-	for range 1000 {
-		m.drain()
-		synctest.Wait()
-		if !m.ackAll() {
-			break
-		}
-	}
-	if f := m.checkConnection(); f != "" {
-		return f
-	}
-	for _, conv := range m.convs {
-		for s := m.start[conv] + 1; s <= im.Seq(len(m.mem.logs[conv])); s++ {
-			if !m.acked[conv][s] {
-				return fmt.Sprintf("%s seq %d never arrived", conv, s)
+	for _, d := range m.devs {
+		d.view(nil)
+		for range 2000 {
+			d.drain()
+			synctest.Wait()
+			if !d.ack(0) {
+				break
 			}
 		}
+		d.complete()
 	}
-	return ""
+	return m.found()
 }
 
-func (m *model) step(ctx context.Context, st step) string {
+// begin starts a server on what is stored.
+func (m *model) begin(window int) {
+	m.d = New(Options{Source: m.mem, Window: window, Workers: 2})
+	ctx, cancel := context.WithCancel(m.ctx)
+	done := make(chan struct{})
+	d := m.d
+	go func() { defer close(done); _ = d.Run(ctx) }()
+	m.stop = func() {
+		cancel()
+		<-done
+	}
+}
+
+func (m *model) found() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.fault
+}
+
+func (m *model) step(st step, window int) {
+	d := m.devs[st.dev]
+	convs := append(slices.Clone(m.convs), d.queue)
+	conv := convs[st.n%len(convs)]
 	switch st.kind {
 	case "commit":
 		for range 1 + st.m {
-			m.d.Offer(m.mem.append(im.Entry{Conv: m.convs[st.n%len(m.convs)], From: "alice"}))
+			m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
 		}
-	case "own": // the device itself writes: it needs no copy
-		conv := m.convs[st.n%3]
-		e := m.mem.append(im.Entry{Conv: conv, From: "bob", Device: "phone"})
-		m.mark(conv, e.Seq)
-		m.d.Offer(e)
+	case "big":
+		m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x"), Type: "big"})
+	case "own": // it needs no copy; the other device does
+		m.commit(im.Entry{Conv: m.convs[st.n%3], From: modelUser, Device: d.key.Device, Body: []byte("x")})
+	case "recall":
+		if head := m.mem.head(conv); head > 0 && conv != d.queue {
+			seq := head - min(im.Seq(st.m), head-1)
+			m.mem.recall(conv, seq)
+			m.commit(im.Entry{Conv: conv, From: "alice", Op: im.OpRecall, Ref: seq})
+			m.mu.Lock()
+			add(m.recalled, conv, seq)
+			m.mu.Unlock()
+		}
 	case "ack":
-		m.ack(st.n)
+		d.ack(st.n)
 	case "full":
-		m.w.mu.Lock()
-		m.w.room = st.n % 4
-		m.w.mu.Unlock()
+		m.mu.Lock()
+		d.w.room = st.n % 4
+		m.mu.Unlock()
 	case "drain":
-		m.drain()
+		d.drain()
 	case "drop":
-		if f := m.checkConnection(); f != "" {
-			return f
-		}
-		m.w.Close(0)
-		m.d.Detach(ctx, m.at.Line, nil, nil)
+		d.w.Close(0)
+		m.d.Detach(m.ctx, d.at.Line, nil, nil)
 		if st.n%2 == 0 {
-			m.d.Offer(m.mem.append(im.Entry{Conv: m.convs[0], From: "alice"}))
+			m.commit(im.Entry{Conv: conv, From: "alice"})
 		}
-		m.connect(ctx, st.m)
-	case "takeover":
-		old := m.w
-		if f := m.checkConnection(); f != "" {
-			return f
-		}
-		m.connect(ctx, st.m)
+		d.connect(st.m, false)
+	case "takeover", "clean":
+		old := d.w
+		d.connect(st.m, st.kind == "clean")
 		if !old.closed {
-			return "the older connection was not closed"
+			m.faultf("the older connection was not closed")
 		}
-	case "fail":
-		m.mem.setFailing(true)
-	case "heal":
-		m.mem.setFailing(false)
+	case "crash": // what was not stored is forgotten, and who was connected is not any more
+		m.stop()
+		m.begin(window)
+		for i, d := range m.devs {
+			m.mu.Lock()
+			d.w.closed, d.crashed = true, true
+			d.settled = clone(d.stored)
+			for c, seqs := range d.own {
+				for seq := range seqs {
+					add(d.settled, c, seq)
+				}
+			}
+			m.mu.Unlock()
+			d.attach(st.m+i, false, d.stored)
+		}
+	case "flush":
+		synctest.Wait()
+		time.Sleep(2 * cursorFlush)
+		synctest.Wait() // a tick is at this very moment
+		for _, d := range m.devs {
+			d.store()
+		}
+	case "fail", "heal":
+		m.mem.setFailing(st.kind == "fail")
+	case "join", "leave":
+		m.move(st.kind == "join")
+	case "view":
+		d.view([][]store.Subscription{nil, {{Filter: "dm/+", QoS: 0}}, {{Filter: "dm/+", QoS: Stop}}, {{Filter: "g/+", QoS: 0}, {Filter: "me/+", QoS: Stop}},
+			{{Filter: "g/+", QoS: Stop}}, {{Filter: "dm/+", QoS: Stop}, {Filter: "dm/alice", QoS: 1}}}[st.n%6])
+	case "note":
+		d.notes++
+		d.at.Line.Note(&Note{Topic: fmt.Sprint("note/", d.notes)}, 1)
 	}
-	return ""
 }
 
-// connect attaches the device; with odd n an entry is committed before Start.
-func (m *model) connect(ctx context.Context, n int) {
-	m.w = &tap{room: -1}
-	m.had = map[im.ConvID]map[im.Seq]bool{}
-	for c, seqs := range m.acked {
-		m.had[c] = maps.Clone(seqs)
+// commit appends and offers; an entry is settled for the device that wrote it.
+func (m *model) commit(e im.Entry) {
+	x := m.mem.append(e)
+	m.mu.Lock()
+	for _, d := range m.devs {
+		if x.From == modelUser && x.Device == d.key.Device {
+			add(d.settled, x.Conv, x.Seq)
+			add(d.own, x.Conv, x.Seq)
+		}
 	}
-	first := m.at == nil
-	at, err := m.d.Attach(ctx, Attachment{Key: im.DeviceKey{User: "bob", Device: "phone"}, Wire: m.w, Version: 5, Expiry: 1000})
+	m.mu.Unlock()
+	m.d.Offer(x)
+}
+
+// move joins the group, from now on, or leaves it.
+func (m *model) move(in bool) {
+	if in == m.member {
+		return
+	}
+	g := m.convs[2]
+	head := m.mem.head(g)
+	if in {
+		m.mu.Lock()
+		m.member = true
+		for _, d := range m.devs {
+			d.start[g] = head
+			delete(d.w.last, g)
+			d.w.had[g] = nil
+		}
+		m.mu.Unlock()
+		m.mem.setMember(modelGroup, modelUser, head, true)
+		m.d.Joined(modelGroup, modelUser, head)
+		return
+	}
+	m.mem.setMember(modelGroup, modelUser, 0, false)
+	m.d.Left(modelGroup, modelUser)
+	m.mu.Lock()
+	m.member = false
+	m.mu.Unlock()
+}
+
+func clone(set map[im.ConvID]map[im.Seq]bool) map[im.ConvID]map[im.Seq]bool {
+	out := map[im.ConvID]map[im.Seq]bool{}
+	for c, s := range set {
+		out[c] = maps.Clone(s)
+	}
+	return out
+}
+
+// store notes that the cursors are stored now.
+func (d *modelDevice) store() {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	d.stored = clone(d.settled)
+}
+
+// connect attaches the device, after it was detached or to take over.
+func (d *modelDevice) connect(n int, clean bool) {
+	synctest.Wait() // what is being written now is written
+	if clean {
+		d.m.mu.Lock()
+		for _, c := range append(slices.Clone(d.m.convs), d.queue) {
+			d.start[c] = d.m.mem.head(c)
+		}
+		d.m.mu.Unlock()
+		d.setQoS(d.meaning(nil))
+	}
+	if d.at != nil {
+		d.store() // of the connection before
+	}
+	d.attach(n, clean, d.settled)
+}
+
+// attach connects; with odd n an entry is committed before Start, and with n&2
+// the client takes no big packets.
+func (d *modelDevice) attach(n int, clean bool, had map[im.ConvID]map[im.Seq]bool) {
+	m := d.m
+	known := d.at != nil
+	m.mu.Lock()
+	d.w, d.notes = &tap{d: d, room: -1, small: n&2 > 0, last: map[im.ConvID]im.Seq{}, had: clone(had)}, 0
+	w := d.w
+	m.mu.Unlock()
+	at, err := m.d.Attach(m.ctx, Attachment{Key: d.key, Wire: w, Version: 5, Expiry: 1000, Clean: clean})
 	if err != nil {
 		panic(err)
 	}
-	if first != !at.Present {
-		panic("session present")
+	if at.Present != (known && !clean) {
+		m.faultf("%s: session present %v", d.key, at.Present)
 	}
-	m.at, m.w.line = at, at.Line
+	d.at = at
 	if n%2 == 1 {
-		m.d.Offer(m.mem.append(im.Entry{Conv: m.convs[1], From: "carol"}))
+		m.commit(im.Entry{Conv: m.convs[1], From: "carol", Body: []byte("x")})
 	}
-	at.Start(ctx)
+	at.Start(m.ctx)
 }
 
-func (m *model) mark(conv im.ConvID, seq im.Seq) {
-	if m.acked[conv] == nil {
-		m.acked[conv] = map[im.Seq]bool{}
+// view subscribes to these, and nothing else.
+func (d *modelDevice) view(subs []store.Subscription) {
+	now := d.meaning(subs)
+	both := maps.Clone(now) // meanwhile
+	d.m.mu.Lock()
+	for c, qos := range d.qos {
+		both[c] = append(slices.Clone(both[c]), qos...)
 	}
-	m.acked[conv][seq] = true
+	d.qos = both
+	d.m.mu.Unlock()
+	if err := d.m.d.SaveSession(d.m.ctx, d.at.Line, subs); err != nil {
+		panic(err)
+	}
+	d.setQoS(now)
+}
+
+func (d *modelDevice) setQoS(qos map[im.ConvID][]byte) {
+	d.m.mu.Lock()
+	d.qos = qos
+	d.m.mu.Unlock()
+}
+
+// meaning is at which QoS conversations come with these subscriptions.
+func (d *modelDevice) meaning(subs []store.Subscription) map[im.ConvID][]byte {
+	qos := map[im.ConvID][]byte{d.queue: {1}}
+	for i, c := range d.m.convs {
+		topic := []string{"dm/alice", "dm/carol", "g/g", "me/x"}[i]
+		at, matched := byte(1), false
+		for _, s := range subs {
+			if s.Filter == topic || s.Filter[:2] == topic[:2] && s.Filter[len(s.Filter)-1] == '+' {
+				if !matched || at == Stop {
+					at = s.QoS
+				}
+				matched = true
+			}
+		}
+		if at != Stop {
+			qos[c] = []byte{at}
+		}
+	}
+	return qos
 }
 
 // ack acknowledges one packet, any of those outstanding.
-func (m *model) ack(which int) {
-	m.w.mu.Lock()
-	n := len(m.w.unack)
+func (d *modelDevice) ack(which int) bool {
+	m := d.m
+	m.mu.Lock()
+	n := len(d.w.unack)
 	if n == 0 {
-		m.w.mu.Unlock()
-		return
+		m.mu.Unlock()
+		return false
 	}
 	i := which % n
-	a := m.w.unack[i]
-	m.w.unack = slices.Delete(m.w.unack, i, i+1)
-	m.w.mu.Unlock()
-	m.mark(a.conv, a.seq)
-	if !m.at.Line.Ack(a.packet) {
-		panic("an outstanding packet id is unknown")
+	a := d.w.unack[i]
+	d.w.unack = slices.Delete(d.w.unack, i, i+1)
+	if a.conv != "" {
+		add(d.settled, a.conv, a.seq)
 	}
+	m.mu.Unlock()
+	if !d.at.Line.Ack(a.packet) {
+		m.faultf("%s: an outstanding packet id is unknown", d.key)
+	}
+	if d.at.Line.Ack(a.packet) {
+		m.faultf("%s: a packet id was acknowledged twice", d.key)
+	}
+	return true
 }
 
-func (m *model) ackAll() bool {
-	m.w.mu.Lock()
-	all := m.w.unack
-	m.w.unack = nil
-	m.w.mu.Unlock()
-	for _, a := range all {
-		m.mark(a.conv, a.seq)
-		m.at.Line.Ack(a.packet)
-	}
-	return len(all) > 0
+func (d *modelDevice) drain() {
+	d.m.mu.Lock()
+	d.w.room = -1
+	d.m.mu.Unlock()
+	d.at.Line.Writable()
 }
 
-func (m *model) drain() {
-	m.w.mu.Lock()
-	m.w.room = -1
-	m.w.mu.Unlock()
-	m.at.Line.Writable()
-}
-
-// checkConnection holds what this connection got against the promises.
-func (m *model) checkConnection() string {
-	synctest.Wait()
-	m.w.mu.Lock()
-	defer m.w.mu.Unlock()
-	last := map[im.ConvID]im.Seq{}
-	for _, a := range m.w.got {
-		if m.had[a.conv][a.seq] {
-			return fmt.Sprintf("%s seq %d came again after its acknowledgement", a.conv, a.seq)
+// complete wants everything to have come, and the queue trimmed below what was
+// acknowledged only.
+func (d *modelDevice) complete() {
+	m := d.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range append(slices.Clone(m.convs), d.queue) {
+		if c == m.convs[2] && !m.member {
+			continue
 		}
-		if prev, ok := last[a.conv]; ok {
-			for s := prev + 1; s < a.seq; s++ {
-				if !m.acked[a.conv][s] {
-					return fmt.Sprintf("%s: after seq %d came %d", a.conv, prev, a.seq)
-				}
-			}
-			if a.seq <= prev {
-				return fmt.Sprintf("%s: after seq %d came %d on one connection", a.conv, prev, a.seq)
-			}
-		} else {
-			for s := m.start[a.conv] + 1; s < a.seq; s++ {
-				if !m.acked[a.conv][s] {
-					return fmt.Sprintf("%s: the connection began at %d, but %d was never acknowledged", a.conv, a.seq, s)
-				}
+		for s := d.start[c] + 1; s <= m.mem.head(c); s++ {
+			if !d.settled[c][s] {
+				m.faultf("%s: %s seq %d never came", d.key, c, s)
 			}
 		}
-		last[a.conv] = a.seq
 	}
-	ids := map[uint16]bool{}
-	for _, a := range m.w.unack {
-		if a.packet == 0 || ids[a.packet] {
-			return fmt.Sprintf("packet id %d is in use twice", a.packet)
+	for s := d.start[d.queue] + 1; s <= m.mem.floor[d.queue]; s++ {
+		if !d.settled[d.queue][s] {
+			m.faultf("%s: seq %d of the queue was trimmed before it was acknowledged", d.key, s)
 		}
-		ids[a.packet] = true
 	}
-	return ""
+	if d.w.notes != d.notes {
+		m.faultf("%s: %d of %d notes came", d.key, d.w.notes, d.notes)
+	}
 }

@@ -96,12 +96,13 @@ func (d *Delivery) turn(ctx context.Context, l *Line) (again bool) {
 			return l.moreBehind()
 		}
 	}
-	entries, err := d.src.Range(ctx, t.conv, t.sentNow(l), chunkEntries, chunkBytes)
+	sent, recalls := t.now(l)
+	entries, err := d.src.Range(ctx, t.conv, sent, chunkEntries, chunkBytes)
 	if err != nil {
 		d.retryLater(l, t, err)
 		return false
 	}
-	l.take(t, entries)
+	l.take(t, entries, recalls)
 	return l.moreBehind()
 }
 
@@ -131,10 +132,11 @@ func (l *Line) moreBehind() bool {
 	return more
 }
 
-func (t *track) sentNow(l *Line) im.Seq {
+// now is where the track stands, and how many recalls it has seen.
+func (t *track) now(l *Line) (sent im.Seq, recalls uint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return t.sent
+	return t.sent, t.recalls
 }
 
 // resolve reads where the device stands in the conversation. It reports false
@@ -162,12 +164,16 @@ func (d *Delivery) resolve(ctx context.Context, l *Line, t *track) (member bool,
 }
 
 // take writes what was read as far as the window is open and keeps the rest for
-// when it opens again.
-func (l *Line) take(t *track, entries []*im.Entry) {
+// when it opens again. If there was a recall meanwhile, it is read once more.
+func (l *Line) take(t *track, entries []*im.Entry, recalls uint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || t.stopped {
 		t.behind = false
+		return
+	}
+	if t.recalls != recalls {
+		l.behind = append(l.behind, t)
 		return
 	}
 	if len(entries) == 0 {

@@ -237,12 +237,18 @@ func TestAFaultEverywhere(t *testing.T) {
 		if n > *points/6 {
 			k = rng.IntN(1500) + 1
 		}
-		fault := []syscall.Errno{syscall.EIO, syscall.ENOSPC}[n%2]
-		t.Run(fmt.Sprintf("call %d: %v", k, fault), func(t *testing.T) {
+		fault, reads := syscall.EIO, 0
+		switch n % 3 {
+		case 1:
+			fault = syscall.ENOSPC
+		case 2:
+			reads = 1 // among all calls, not only those that write
+		}
+		t.Run(fmt.Sprintf("call %d: %v, reads %d", k, fault, reads), func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			cmd := exec.Command(os.Args[0], "-test.run=^TestFaultChild$")
-			cmd.Env = append(os.Environ(), fmt.Sprintf("PARLEY_FAULT=%s %d %d", dir, k, int(fault)))
+			cmd.Env = append(os.Environ(), fmt.Sprintf("PARLEY_FAULT=%s %d %d %d", dir, k, int(fault), reads))
 			out, err := cmd.Output()
 			led, alive := ledger.New(), false
 			for line := range strings.Lines(string(out)) {
@@ -274,14 +280,14 @@ func TestAFaultEverywhere(t *testing.T) {
 func TestFaultChild(t *testing.T) {
 	var dir string
 	var k int64
-	var errno int
-	if n, _ := fmt.Sscan(os.Getenv("PARLEY_FAULT"), &dir, &k, &errno); n != 3 {
+	var errno, reads int
+	if n, _ := fmt.Sscan(os.Getenv("PARLEY_FAULT"), &dir, &k, &errno, &reads); n != 4 {
 		t.Skip("started by TestAFaultEverywhere")
 	}
 	var calls atomic.Int64
 	var armed, hit atomic.Bool
 	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if !armed.Load() || op.Kind.ReadOrWrite() != errorfs.OpIsWrite || calls.Add(1) != k {
+		if !armed.Load() || (reads == 0 && op.Kind.ReadOrWrite() != errorfs.OpIsWrite) || calls.Add(1) != k {
 			return nil
 		}
 		hit.Store(true)

@@ -1,0 +1,47 @@
+package delivery
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"github.com/parley-im/parley/im"
+)
+
+// TestARecallOvertakesWhatThePumpHasRead: what was read before a recall, and waits
+// for the window, is not sent with its body after it.
+func TestARecallOvertakesWhatThePumpHasRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &model{ctx: t.Context(), mem: newMemory(), member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
+		m.convs = []im.ConvID{im.DM("alice", modelUser), im.DM("carol", modelUser), im.GroupConv(modelGroup), im.AccountConv(modelUser)}
+		m.begin(1)
+		defer func() { m.stop() }()
+		set := func() map[im.ConvID]map[im.Seq]bool { return map[im.ConvID]map[im.Seq]bool{} }
+		d := &modelDevice{m: m, key: im.DeviceKey{User: modelUser, Device: "phone"}, queue: im.QueueConv(modelUser, "phone"), window: 1,
+			start: map[im.ConvID]im.Seq{}, settled: set(), stored: set(), own: set(), written: set()}
+		d.setQoS(d.meaning(nil))
+		m.devs = []*modelDevice{d}
+		d.connect(0, false)
+		synctest.Wait()
+		conv := m.convs[0]
+		once := true
+		m.mem.read = func(c im.ConvID) { // 1 and 2 are read; then 2 is recalled
+			if c == conv && once && m.mem.head(conv) == 2 {
+				once = false
+				m.mem.recall(conv, 2)
+				m.commit(im.Entry{Conv: conv, From: "alice", Op: im.OpRecall, Ref: 2})
+				m.mu.Lock()
+				add(m.recalled, conv, 2)
+				m.mu.Unlock()
+			}
+		}
+		m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
+		m.d.Offer(m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")}))
+		for range 10 {
+			synctest.Wait()
+			d.ack(0)
+		}
+		if d.complete(); once || m.found() != "" {
+			t.Errorf("recalled %v: %s", !once, m.found())
+		}
+	})
+}
