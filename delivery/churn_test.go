@@ -428,6 +428,7 @@ func (c *churn) check(x *churner) {
 // everything sees that each connected device gets all that it has a right to, and
 // returns how many entries that are.
 func (c *churn) everything() (total int) {
+	time.Sleep(2 * storeRetry) // lines that could not read the store wait so long
 	for _, x := range c.devices {
 		x.drain()
 	}
