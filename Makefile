@@ -39,7 +39,7 @@ crash: build ## the faults of go test, many times: kill -9 (messages, bells), po
 	$(GO) test ./store/mongostore -run 'Faults|Dies|Writers|Away' -count 5 -timeout 60m -v
 
 fuzz: ## each fuzz target for a while
-	@for p in im broker store/pebblestore pushgw/webpush; do \
+	@for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
 	  for f in $$($(GO) test ./$$p -list '^Fuzz' | grep ^Fuzz); do echo "$$p $$f"; $(GO) test ./$$p -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} || exit 1; done; done
 
 clean:
