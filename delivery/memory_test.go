@@ -21,6 +21,7 @@ type memory struct {
 	cursors map[im.DeviceKey]map[im.ConvID]store.Cursor
 	failing bool
 	read    func(im.ConvID) // called after each Range, before its result is used
+	looked  func()          // called once after the next Heads, before its result is used
 }
 
 func newMemory() *memory {
@@ -89,6 +90,14 @@ func (m *memory) Range(_ context.Context, c im.ConvID, after im.Seq, limit, _ in
 func (m *memory) Heads(_ context.Context, cs []im.ConvID) ([]store.Head, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if fn := m.looked; fn != nil {
+		m.looked = nil
+		defer func() { // not under the lock
+			m.mu.Unlock()
+			fn()
+			m.mu.Lock()
+		}()
+	}
 	hs := make([]store.Head, len(cs))
 	for i, c := range cs {
 		hs[i].Seq = im.Seq(len(m.logs[c]))

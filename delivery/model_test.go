@@ -30,7 +30,7 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		// Everything is drawn before the bubble begins: rapid ends a draw by panicking.
 		window := rapid.IntRange(1, 8).Draw(rt, "window")
-		steps := rapid.SliceOfN(rapid.Custom(drawStep), 5, 80).Draw(rt, "steps")
+		steps := rapid.SliceOfN(rapid.Custom(drawStep), 30, 150).Draw(rt, "steps")
 		var failure string
 		synctest.Test(t, func(t *testing.T) { failure = runModel(t.Context(), window, steps) })
 		if failure != "" {
@@ -48,7 +48,7 @@ type step struct {
 }
 
 var stepKinds = []string{"commit", "commit", "commit", "ack", "ack", "ack", "full", "drain", "drop", "takeover", "clean", "crash", "flush",
-	"fail", "heal", "own", "join", "leave", "view", "big", "recall", "note"}
+	"fail", "heal", "own", "join", "leave", "view", "big", "recall", "note", "unheard"}
 
 func drawStep(rt *rapid.T) step {
 	return step{
@@ -104,6 +104,7 @@ type tap struct {
 	unack  []arrival
 	room   int // deliveries taken before Full; -1 no limit
 	small  bool
+	open   bool // its CONNACK is out
 	closed bool
 	notes  int
 }
@@ -169,6 +170,9 @@ func (w *tap) Deliver(p *Parcel, qos byte, packet uint16, dup bool) Outcome {
 // expect wants e to be the next entry that needs to come.
 func (w *tap) expect(e *im.Entry) {
 	d, m := w.d, w.d.m
+	if !w.open {
+		m.faultf("%s: %s seq %d came before the CONNACK", d.key, e.Conv, e.Seq)
+	}
 	last, ok := w.last[e.Conv]
 	if !ok {
 		last = d.start[e.Conv]
@@ -248,6 +252,9 @@ func runModel(ctx context.Context, window int, steps []step) (failure string) {
 	// In the end everything arrives.
 	m.mem.setFailing(false)
 	time.Sleep(2 * storeRetry) // of the bubble's clock
+	for _, c := range append(slices.Clone(m.convs), m.devs[0].queue, m.devs[1].queue) {
+		m.commit(im.Entry{Conv: c, From: "alice"})
+	}
 	for _, d := range m.devs {
 		d.view(nil)
 		for range 2000 {
@@ -258,6 +265,13 @@ func runModel(ctx context.Context, window int, steps []step) (failure string) {
 			}
 		}
 		d.complete()
+		m.d.Detach(m.ctx, d.at.Line, nil)
+		for _, c := range append(slices.Clone(m.convs), d.queue) {
+			cur, _ := m.mem.Cursor(m.ctx, d.key, c)
+			if head := m.mem.head(c); (c != m.convs[2] || m.member) && (cur.Acked != head || len(cur.Ahead) > 0) {
+				m.faultf("%s: the cursor of %s is %+v, everything up to %d was acknowledged", d.key, c, cur, head)
+			}
+		}
 	}
 	return m.found()
 }
@@ -290,6 +304,8 @@ func (m *model) step(st step, window int) {
 		for range 1 + st.m {
 			m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
 		}
+	case "unheard": // a hint that never came: the next shows the gap
+		m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
 	case "big":
 		m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x"), Type: "big"})
 	case "own": // it needs no copy; the other device does
@@ -430,6 +446,9 @@ func (d *modelDevice) connect(n int, clean bool) {
 		d.store() // of the connection before
 	}
 	d.attach(n, clean, d.settled)
+	if clean && d.m.mem.floor[d.queue] < d.start[d.queue] {
+		d.m.faultf("%s: a clean start leaves the queue where it was", d.key)
+	}
 }
 
 // attach connects; with odd n an entry is committed before Start, and with n&2
@@ -441,6 +460,9 @@ func (d *modelDevice) attach(n int, clean bool, had map[im.ConvID]map[im.Seq]boo
 	d.w, d.notes = &tap{d: d, room: -1, small: n&2 > 0, last: map[im.ConvID]im.Seq{}, had: clone(had)}, 0
 	w := d.w
 	m.mu.Unlock()
+	if n&4 > 0 && !clean { // after the device's place was looked up, before it is known
+		m.mem.looked = func() { m.commit(im.Entry{Conv: m.convs[0], From: "alice", Body: []byte("x")}) }
+	}
 	at, err := m.d.Attach(m.ctx, Attachment{Key: d.key, Wire: w, Version: 5, Expiry: 1000, Clean: clean})
 	if err != nil {
 		panic(err)
@@ -452,6 +474,9 @@ func (d *modelDevice) attach(n int, clean bool, had map[im.ConvID]map[im.Seq]boo
 	if n%2 == 1 {
 		m.commit(im.Entry{Conv: m.convs[1], From: "carol", Body: []byte("x")})
 	}
+	m.mu.Lock()
+	w.open = true
+	m.mu.Unlock()
 	at.Start(m.ctx)
 }
 

@@ -1,0 +1,76 @@
+package delivery
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+
+	"github.com/parley-im/parley/im"
+)
+
+// lone is a model with one device whose window is 1.
+func lone(ctx context.Context) (*model, *modelDevice) {
+	m := &model{ctx: ctx, mem: newMemory(), member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
+	m.mem.setMember(modelGroup, modelUser, 0, true)
+	m.convs = []im.ConvID{im.DM("alice", modelUser), im.DM("carol", modelUser), im.GroupConv(modelGroup), im.AccountConv(modelUser)}
+	m.begin(1)
+	set := func() map[im.ConvID]map[im.Seq]bool { return map[im.ConvID]map[im.Seq]bool{} }
+	d := &modelDevice{m: m, key: im.DeviceKey{User: modelUser, Device: "phone"}, queue: im.QueueConv(modelUser, "phone"), window: 1,
+		start: map[im.ConvID]im.Seq{}, settled: set(), stored: set(), own: set(), written: set()}
+	d.setQoS(d.meaning(nil))
+	m.devs = []*modelDevice{d}
+	d.connect(0, false)
+	synctest.Wait()
+	return m, d
+}
+
+// TestALeaveOvertakesWhatThePumpHasRead: nothing of a group comes after it was left,
+// even if it was being read then.
+func TestALeaveOvertakesWhatThePumpHasRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, d := lone(t.Context())
+		defer func() { m.stop() }()
+		group := m.convs[2]
+		m.mem.read = func(c im.ConvID) {
+			if c == group && m.member {
+				m.move(false)
+			}
+		}
+		m.mem.append(im.Entry{Conv: group, From: "alice", Body: []byte("x")})
+		m.d.Offer(m.mem.append(im.Entry{Conv: group, From: "alice", Body: []byte("x")}))
+		synctest.Wait()
+		if d.complete(); m.member || m.found() != "" {
+			t.Errorf("left %v: %s", !m.member, m.found())
+		}
+	})
+}
+
+// TestARecallOvertakesWhatThePumpHasRead: what was read before a recall, and waits
+// for the window, is not sent with its body after it.
+func TestARecallOvertakesWhatThePumpHasRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, d := lone(t.Context())
+		defer func() { m.stop() }()
+		conv := m.convs[0]
+		once := true
+		m.mem.read = func(c im.ConvID) { // 1 and 2 are read; then 2 is recalled
+			if c == conv && once && m.mem.head(conv) == 2 {
+				once = false
+				m.mem.recall(conv, 2)
+				m.commit(im.Entry{Conv: conv, From: "alice", Op: im.OpRecall, Ref: 2})
+				m.mu.Lock()
+				add(m.recalled, conv, 2)
+				m.mu.Unlock()
+			}
+		}
+		m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
+		m.d.Offer(m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")}))
+		for range 10 {
+			synctest.Wait()
+			d.ack(0)
+		}
+		if d.complete(); once || m.found() != "" {
+			t.Errorf("recalled %v: %s", !once, m.found())
+		}
+	})
+}
