@@ -650,3 +650,52 @@ func TestManyPushesToOneDeviceAreSlowedDown(t *testing.T) {
 		r.want(r.apns, 30, "all in the end")
 	})
 }
+
+// TestAnAnswerAboutAnOldAddressLeavesTheNewOne: the app registers a new token, or
+// logs out, while a push to the old one is under way.
+func TestAnAnswerAboutAnOldAddressLeavesTheNewOne(t *testing.T) {
+	for _, o := range []Outcome{Gone, Misplaced} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t)
+			defer func() { r.stop() }()
+			r.apns.then(func(p *Push, n int) Result {
+				if n > 1 {
+					return Result{}
+				}
+				r.register(phone, Address{Provider: APNs, App: "ios", Token: "bb"})
+				return Result{Outcome: o, Reason: "said of the old one"}
+			})
+			r.say(dmAB, "bob", "1")
+			time.Sleep(time.Minute)
+			if p := r.want(r.apns, 2, "the new address rings"); p[1].To.Token != "bb" {
+				t.Errorf("rung at %s", p[1].To.Token)
+			}
+			r.stop()
+			r.start()
+			if got := r.g.Registrations("alice"); len(got) != 1 || got[0].Token != "bb" {
+				t.Errorf("after a restart: %+v", got)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		defer func() { r.stop() }()
+		r.apns.then(func(*Push, int) Result {
+			if err := r.g.Unregister(context.Background(), phone); err != nil {
+				t.Error(err)
+			}
+			return Result{Environment: "sandbox"}
+		})
+		r.say(dmAB, "bob", "1")
+		time.Sleep(time.Minute)
+		r.want(r.apns, 1, "a message")
+		if got := r.g.Registrations("alice"); len(got) != 0 {
+			t.Errorf("logged out, and registered again by the answer: %+v", got)
+		}
+		r.stop()
+		r.start()
+		if got := r.g.Registrations("alice"); len(got) != 0 {
+			t.Errorf("after a restart: %+v", got)
+		}
+	})
+}
