@@ -77,7 +77,7 @@ func TestAnExpiredSessionLeavesTheQueueOnly(t *testing.T) {
 			if err := d.SaveSession(t.Context(), at.Line, []store.Subscription{{Filter: "weather/#", QoS: 1}}); err != nil {
 				t.Fatal(err)
 			}
-			d.Detach(t.Context(), at.Line, nil)
+			d.Detach(t.Context(), at.Line, nil, nil)
 			mem.append(im.Entry{Conv: dm, From: "alice"})
 			mem.append(im.Entry{Conv: queue, Op: im.OpPublish, Topic: "weather/rain"})
 			time.Sleep(away)
@@ -93,7 +93,7 @@ func TestAnExpiredSessionLeavesTheQueueOnly(t *testing.T) {
 			if at.Present != (away < time.Hour) || fmt.Sprint(len(at.Session.Subs)) != fmt.Sprint(len(want)-1) || len(got) != len(want) || !got[dm] {
 				t.Errorf("away %s: present %v, subscriptions %v, to come %v", away, at.Present, at.Session.Subs, got)
 			}
-			d.Detach(t.Context(), at.Line, nil)
+			d.Detach(t.Context(), at.Line, nil, nil)
 		}
 	})
 }

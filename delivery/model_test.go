@@ -265,7 +265,7 @@ func runModel(ctx context.Context, window int, steps []step) (failure string) {
 			}
 		}
 		d.complete()
-		m.d.Detach(m.ctx, d.at.Line, nil)
+		m.d.Detach(m.ctx, d.at.Line, nil, nil)
 		for _, c := range append(slices.Clone(m.convs), d.queue) {
 			cur, _ := m.mem.Cursor(m.ctx, d.key, c)
 			if head := m.mem.head(c); (c != m.convs[2] || m.member) && (cur.Acked != head || len(cur.Ahead) > 0) {

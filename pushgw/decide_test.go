@@ -80,6 +80,18 @@ func TestQuietHours(t *testing.T) {
 			t.Errorf("%s UTC: mentions ring, the rest does not", at)
 		}
 	}
+	for at, want := range map[string]bool{ // the clocks go forward on March 31, 2030, and back on October 27, at 01:00 UTC
+		"2030-03-30T20:59:00Z": false, "2030-03-30T21:00:00Z": true, "2030-03-31T04:59:00Z": true, "2030-03-31T05:00:00Z": false,
+		"2030-10-26T19:59:00Z": false, "2030-10-26T20:00:00Z": true, "2030-10-27T05:59:00Z": true, "2030-10-27T06:00:00Z": false,
+	} {
+		now, err := time.Parse(time.RFC3339, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := night.at(now); got != want {
+			t.Errorf("%s, a night in which the clocks change: %v", at, got)
+		}
+	}
 	noonNap := &Quiet{From: "12:00", To: "13:00", Zone: "UTC"}
 	if !noonNap.at(noon) || noonNap.at(noon.Add(time.Hour)) || (*Quiet)(nil).at(noon) || (&Quiet{From: "1", To: "1"}).at(noon) {
 		t.Error("a nap at noon")

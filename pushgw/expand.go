@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"hash/maphash"
+	"math"
 	"time"
 
 	"github.com/parley-im/parley/im"
@@ -21,15 +22,19 @@ const expanders = 4
 // expandChunk is how many entries of a conversation are read at once.
 const expandChunk = 256
 
-// look has a conversation looked at for new entries.
-func (g *Gateway) look(conv im.ConvID) {
+// look has a conversation looked at for new entries, the oldest of them from the
+// time from, Unix ms.
+func (g *Gateway) look(conv im.ConvID, from int64) {
 	i := maphash.String(expandSeed, string(conv)) % expanders
 	g.mu.Lock()
-	first := !g.isDirty[conv]
+	old, dirty := g.isDirty[conv]
+	first := !dirty
 	if first {
-		g.isDirty[conv] = true
 		g.dirty[i] = append(g.dirty[i], conv)
+	} else {
+		from = min(from, old)
 	}
+	g.isDirty[conv] = from
 	g.mu.Unlock()
 	if first {
 		wake(g.wakeWork[i])
@@ -42,11 +47,14 @@ func (g *Gateway) expandLoop(ctx context.Context, i int) {
 	for {
 		g.mu.Lock()
 		var conv im.ConvID
+		from := int64(math.MaxInt64)
 		if len(g.dirty[i]) > 0 {
 			conv = g.dirty[i][0]
+			from = g.isDirty[conv]
 			g.dirty[i] = g.dirty[i][1:]
 			delete(g.isDirty, conv) // an entry that comes from now on makes it dirty again
 		}
+		g.working[i] = from
 		g.mu.Unlock()
 		if conv == "" {
 			select {
@@ -56,13 +64,16 @@ func (g *Gateway) expandLoop(ctx context.Context, i int) {
 				return
 			}
 		}
-		if err := g.expand(ctx, conv); err != nil && ctx.Err() == nil {
+		if err := g.expand(ctx, conv); err != nil {
+			if ctx.Err() != nil {
+				return // it stays in working: it waits for the next run
+			}
 			g.log.Warn("bells not looked up, will try again", "conversation", conv, "error", err)
+			g.look(conv, from)
 			select {
 			case <-time.After(time.Second):
 			case <-ctx.Done():
 			}
-			g.look(conv)
 		}
 	}
 }
@@ -140,11 +151,33 @@ func (g *Gateway) loadAlive(ctx context.Context) error {
 	return nil
 }
 
+// seenTo is up to what time all entries were looked at, Unix ms: now, or when the
+// oldest came that waits to be, so that the next run looks at it if this one does
+// not get to it. Caller holds mu.
+func (g *Gateway) seenTo() int64 {
+	t := g.opt.Now().UnixMilli()
+	if !g.caughtUp {
+		t = min(t, g.since+aliveSlack.Milliseconds())
+	}
+	for _, from := range g.working {
+		t = min(t, from)
+	}
+	for _, from := range g.isDirty {
+		t = min(t, from)
+	}
+	return t
+}
+
 // catchUp looks at every conversation that had entries since the last run was
 // known to be alive.
 func (g *Gateway) catchUp(ctx context.Context) {
 	for err := error(nil); ; {
-		if err = g.catchUpOnce(ctx); err == nil || ctx.Err() != nil {
+		if err = g.catchUpOnce(ctx); err == nil {
+			g.mu.Lock()
+			g.caughtUp = true
+			g.mu.Unlock()
+		}
+		if err == nil || ctx.Err() != nil {
 			return
 		}
 		g.log.Warn("not all conversations looked at for bells, will try again", "error", err)
@@ -179,7 +212,7 @@ func (g *Gateway) catchUpOnce(ctx context.Context) error {
 		}
 		for i, c := range page {
 			if heads[i].TS >= g.since {
-				g.look(c)
+				g.look(c, g.since+aliveSlack.Milliseconds())
 			}
 		}
 	}

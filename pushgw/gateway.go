@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,7 +97,9 @@ type Gateway struct {
 	active   map[im.UserID]time.Time
 	buckets  map[im.DeviceKey]*buckets
 	dirty    [expanders][]im.ConvID // a conversation is always with the same expander
-	isDirty  map[im.ConvID]bool
+	isDirty  map[im.ConvID]int64    // since when its entries wait, Unix ms
+	working  [expanders]int64       // the same of the conversation an expander has; MaxInt64: none
+	caughtUp bool                   // every conversation of the last run's time was looked up
 	marks    map[im.ConvID]im.Seq
 	since    int64 // entries before it were seen to by an earlier run, Unix ms
 	wakeDue  chan struct{}
@@ -126,11 +129,12 @@ func New(ctx context.Context, o Options) (*Gateway, error) {
 	g := &Gateway{
 		opt: o, log: o.Log, apps: map[string]*app{}, regs: map[im.UserID][]*Registration{}, held: map[string]*Registration{}, settings: map[im.UserID]*Settings{},
 		keen: map[im.ConvID]map[im.UserID]bool{}, slots: map[slotKey]*bell{}, shown: map[slotKey]im.Seq{}, active: map[im.UserID]time.Time{},
-		buckets: map[im.DeviceKey]*buckets{}, isDirty: map[im.ConvID]bool{}, marks: map[im.ConvID]im.Seq{},
+		buckets: map[im.DeviceKey]*buckets{}, isDirty: map[im.ConvID]int64{}, marks: map[im.ConvID]im.Seq{},
 		wakeDue: make(chan struct{}, 1),
 	}
 	for i := range g.wakeWork {
 		g.wakeWork[i] = make(chan struct{}, 1)
+		g.working[i] = math.MaxInt64
 	}
 	g.history.init(o.Explain)
 	for _, a := range o.Apps {
@@ -217,7 +221,7 @@ func (g *Gateway) Offer(e *im.Entry) {
 	g.mu.Lock()
 	g.touch(e.From)
 	g.mu.Unlock()
-	g.look(e.Conv)
+	g.look(e.Conv, e.TS)
 }
 
 // touch notes that a user did something. Caller holds mu.
@@ -474,7 +478,10 @@ func (g *Gateway) upkeep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		g.save([]store.Note{note(noteAlive, g.opt.Now().UnixMilli())})
+		g.mu.Lock()
+		alive := g.seenTo()
+		g.mu.Unlock()
+		g.save([]store.Note{note(noteAlive, alive)})
 		if n%720 == 0 { // an hour
 			g.forgetUnused()
 		}

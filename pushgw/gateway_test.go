@@ -26,6 +26,8 @@ type memory struct {
 	reads   map[string]im.Seq
 	writes  int
 	failAt  int // the write after which nothing is written any more; 0: never
+
+	unreadable bool // the log cannot be read
 }
 
 func newMemory() *memory {
@@ -79,6 +81,9 @@ func (m *memory) PutNotes(_ context.Context, ns []store.Note, _ bool) error {
 func (m *memory) Range(_ context.Context, conv im.ConvID, after im.Seq, limit, _ int) ([]*im.Entry, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.unreadable {
+		return nil, errors.New("unreadable")
+	}
 	es := m.log[conv]
 	es = es[min(int(after), len(es)):]
 	return es[:min(limit, len(es))], nil
@@ -97,6 +102,9 @@ func (m *memory) Before(_ context.Context, conv im.ConvID, before im.Seq, limit 
 func (m *memory) Heads(_ context.Context, convs []im.ConvID) ([]store.Head, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.unreadable {
+		return nil, errors.New("unreadable")
+	}
 	out := make([]store.Head, len(convs))
 	for i, c := range convs {
 		if es := m.log[c]; len(es) > 0 {
@@ -664,4 +672,91 @@ func TestManyPushesToOneDeviceAreSlowedDown(t *testing.T) {
 		time.Sleep(time.Minute)
 		r.want(r.apns, 30, "all in the end")
 	})
+}
+
+// TestAnAnswerAboutAnOldAddressLeavesTheNewOne: the app registers a new token, or
+// logs out, while a push to the old one is under way.
+func TestAnAnswerAboutAnOldAddressLeavesTheNewOne(t *testing.T) {
+	for _, o := range []Outcome{Gone, Misplaced} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t)
+			defer func() { r.stop() }()
+			r.apns.then(func(p *Push, n int) Result {
+				if n > 1 {
+					return Result{}
+				}
+				r.register(phone, Address{Provider: APNs, App: "ios", Token: "bb"})
+				return Result{Outcome: o, Reason: "said of the old one"}
+			})
+			r.say(dmAB, "bob", "1")
+			time.Sleep(time.Minute)
+			if p := r.want(r.apns, 2, "the new address rings"); p[1].To.Token != "bb" {
+				t.Errorf("rung at %s", p[1].To.Token)
+			}
+			r.stop()
+			r.start()
+			if got := r.g.Registrations("alice"); len(got) != 1 || got[0].Token != "bb" {
+				t.Errorf("after a restart: %+v", got)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		defer func() { r.stop() }()
+		r.apns.then(func(*Push, int) Result {
+			if err := r.g.Unregister(context.Background(), phone); err != nil {
+				t.Error(err)
+			}
+			return Result{Environment: "sandbox"}
+		})
+		r.say(dmAB, "bob", "1")
+		time.Sleep(time.Minute)
+		r.want(r.apns, 1, "a message")
+		if got := r.g.Registrations("alice"); len(got) != 0 {
+			t.Errorf("logged out, and registered again by the answer: %+v", got)
+		}
+		r.stop()
+		r.start()
+		if got := r.g.Registrations("alice"); len(got) != 0 {
+			t.Errorf("after a restart: %+v", got)
+		}
+	})
+}
+
+// TestABacklogOutlivesTheGateway: entries that could not be looked at for longer
+// than the mark of life reaches back ring after a restart, be it that they came
+// while the group could not be read, or that the first look round was not over.
+func TestABacklogOutlivesTheGateway(t *testing.T) {
+	for _, when := range []string{"live", "catching up"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t)
+			defer func() { r.stop() }()
+			broken := func(on bool) {
+				r.mem.mu.Lock()
+				r.mem.unreadable = on
+				r.mem.mu.Unlock()
+			}
+			r.say(dmAB, "bob", "1")
+			r.want(r.apns, 1, when)
+			time.Sleep(10 * time.Minute)
+			if when == "live" {
+				broken(true)
+				r.say(dmAB, "bob", "2")
+			} else {
+				r.stop()
+				r.say(dmAB, "bob", "2") // committed as it ended
+				broken(true)
+				r.start()
+			}
+			time.Sleep(10 * time.Minute)
+			r.stop()
+			broken(false)
+			r.start()
+			time.Sleep(time.Minute)
+			p := r.want(r.apns, 2, when)
+			if p[1].Data["seq"] != "2" {
+				t.Errorf("%s: rung for %s", when, p[1].Data["seq"])
+			}
+		})
+	}
 }

@@ -118,13 +118,19 @@ func (g *Gateway) Registrations(u im.UserID) []Registration {
 	return out
 }
 
-// forget drops an address that the provider does not know any more.
-func (g *Gateway) forget(r *Registration, reason string) {
+// forget drops an address that the provider does not know any more. It reports
+// false, and does nothing, if r is no longer what the device has registered.
+func (g *Gateway) forget(r *Registration, reason string) bool {
 	g.mu.Lock()
+	current := slices.Contains(g.regs[r.Device.User], r)
 	g.unkeep(r)
 	g.mu.Unlock()
+	if !current {
+		return false
+	}
 	g.log.Info("push address dropped", "device", r.Device, "provider", r.Provider, "app", r.App, "reason", reason)
 	g.save([]store.Note{gone(r.key())})
+	return true
 }
 
 func heldBy(a Address) string { return strings.Join([]string{a.Provider, a.App, a.Token}, "\x00") }

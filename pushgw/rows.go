@@ -19,7 +19,7 @@ import (
 //	push/bell/USER/DEVICE CONV  bell: a device that is to be rung
 //	push/shown/USER/DEVICE CONV seq of the last message that was really shown
 //	push/dead/TIME-ID           DeadLetter
-//	push/alive                  when the gateway was last known to run, Unix ms
+//	push/alive                  up to when all entries were looked at, Unix ms: now, unless some wait
 const (
 	noteAt    = "push/at/"
 	noteSet   = "push/set/"

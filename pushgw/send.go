@@ -323,15 +323,13 @@ func (a *app) send(ctx context.Context, b *bell, r *Registration, s scene) {
 		g.later(b, now)
 	case Gone:
 		if res.Since.IsZero() || r.Registered < res.Since.UnixMilli() {
-			g.forget(r, res.Reason)
-			g.finish(b, "send", no("address_gone"), res.Reason)
+			g.lost(b, r, "address_gone", res.Reason, now)
 			return
 		}
 		g.again(b, r, res, now) // it was registered after that: the provider is behind
 	case Misplaced:
 		g.log.Warn("a push address belongs to another app: it is dropped; many of these mean a wrong configuration", "provider", a.Provider, "app", a.Name, "reason", res.Reason)
-		g.forget(r, res.Reason)
-		g.finish(b, "send", no("address_misplaced"), res.Reason)
+		g.lost(b, r, "address_misplaced", res.Reason, now)
 	case Rejected:
 		g.bury(b, *r, res.Reason)
 	case Locked:
@@ -341,6 +339,16 @@ func (a *app) send(ctx context.Context, b *bell, r *Registration, s scene) {
 		g.mu.Unlock()
 		g.later(b, now) // it waits in the app's queue
 	}
+}
+
+// lost forgets a dead address and ends the bell; if the device has registered
+// another one meanwhile, that is rung.
+func (g *Gateway) lost(b *bell, r *Registration, why, reason string, now time.Time) {
+	if g.forget(r, reason) {
+		g.finish(b, "send", no(why), reason)
+		return
+	}
+	g.later(b, now)
 }
 
 func outcomeName(o Outcome, reason string) string {
@@ -361,7 +369,7 @@ func (g *Gateway) sent(b *bell, r *Registration, s scene, res Result, now time.T
 	var notes []store.Note
 	g.mu.Lock()
 	g.record(s.bell, "record", yes("rung"), res.Reason)
-	if res.Environment != "" && r.Environment != res.Environment {
+	if res.Environment != "" && r.Environment != res.Environment && slices.Contains(g.regs[r.Device.User], r) { // not replaced or logged out meanwhile
 		known := *r
 		known.Environment = res.Environment
 		g.unkeep(r)

@@ -238,6 +238,9 @@ func readFull(nc net.Conn, b []byte) (int, error) {
 func (d *Device) listen() {
 	for {
 		pk, err := d.read()
+		if err == nil && pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos == 1 && !d.manual {
+			d.Ack(pk.PacketID) // before the play sees it: Leave must not overtake the acknowledgement
+		}
 		d.mu.Lock()
 		switch {
 		case err != nil:
@@ -254,9 +257,6 @@ func (d *Device) listen() {
 		d.mu.Unlock()
 		if err != nil {
 			return
-		}
-		if pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos == 1 && !d.manual {
-			d.Ack(pk.PacketID)
 		}
 	}
 }
