@@ -411,6 +411,47 @@ func TestRetriesKeepTheirIDUntilItIsTooLate(t *testing.T) {
 	})
 }
 
+// TestAReplayedMentionIsStillOne: it rings in quiet hours, as it would have.
+func TestAReplayedMentionIsStillOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		defer func() { r.stop() }()
+		r.fam.groups["team"] = []im.UserID{"alice", "bob"}
+		if err := r.g.PutSettings(context.Background(), "alice", Settings{Quiet: &Quiet{From: "00:00", To: "23:59", Zone: "UTC"}}); err != nil {
+			t.Fatal(err)
+		}
+		r.apns.answer = func(*Push, int) Result { return Result{Outcome: Rejected, Reason: "BadTopic"} }
+		r.say("g/team", "bob", "@alice look")
+		time.Sleep(time.Minute)
+		r.want(r.apns, 1, "a mention")
+		r.apns.then(nil)
+		if k, err := r.g.Replay(context.Background(), nil); k != 1 || err != nil {
+			t.Fatal(k, err)
+		}
+		time.Sleep(time.Minute)
+		r.want(r.apns, 2, "the same, replayed")
+	})
+}
+
+// TestACallIsNotReplayed: hours later nobody is on the line.
+func TestACallIsNotReplayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		defer func() { r.stop() }()
+		r.register(phone, Address{Provider: APNs, App: "ios", Token: "cc", Kind: KindVoIP})
+		r.apns.answer = func(*Push, int) Result { return Result{Outcome: Rejected, Reason: "BadTopic"} }
+		r.g.Signal(im.Ephemeral{Conv: dmAB, From: "bob", Verb: im.VerbSignal, Type: CallType})
+		r.want(r.apns, 1, "a call")
+		r.apns.then(nil)
+		time.Sleep(time.Hour)
+		if k, err := r.g.Replay(context.Background(), nil); k != 0 || err != nil {
+			t.Error(k, err)
+		}
+		time.Sleep(time.Minute)
+		r.want(r.apns, 1, "what is replayed")
+	})
+}
+
 func TestABellThatExpiresBehindACircuitIsADeadLetter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

@@ -180,6 +180,8 @@ type DeadLetter struct {
 	First    im.Seq       `json:"first"`
 	Last     im.Seq       `json:"last"`
 	From     im.UserID    `json:"from,omitempty"`
+	Kind     Kind         `json:"kind,omitempty"`
+	Mention  bool         `json:"mention,omitempty"`
 	Provider string       `json:"provider"`
 	App      string       `json:"app"`
 	Reason   string       `json:"reason"`

@@ -431,7 +431,7 @@ func (g *Gateway) bury(b *bell, r Registration, reason string) {
 	now := g.opt.Now()
 	g.mu.Lock()
 	l := DeadLetter{ID: fmt.Sprintf("%013d-%08x", now.UnixMilli(), rand.Uint32()), At: now.UnixMilli(), Device: b.key.dev, Conv: b.key.conv,
-		First: b.First, Last: b.Last, From: b.From, Provider: r.Provider, App: r.App, Reason: reason}
+		First: b.First, Last: b.Last, From: b.From, Kind: b.Kind, Mention: b.Mention, Provider: r.Provider, App: r.App, Reason: reason}
 	g.record(b, "record", no("dead_letter"), reason)
 	notes := append(g.drop(b), note(noteDead+l.ID, &l))
 	g.dead++
@@ -473,7 +473,8 @@ func (g *Gateway) Dead(ctx context.Context) ([]DeadLetter, error) {
 }
 
 // Replay rings dead letters again, those with the ids or all; their time starts
-// anew. It returns how many.
+// anew. It returns how many. Calls and what takes an alert away are left where
+// they are: their time is over.
 func (g *Gateway) Replay(ctx context.Context, ids []string) (int, error) {
 	dead, err := g.Dead(ctx)
 	if err != nil {
@@ -486,6 +487,9 @@ func (g *Gateway) Replay(ctx context.Context, ids []string) (int, error) {
 		if len(ids) > 0 && !slices.Contains(ids, l.ID) {
 			continue
 		}
+		if l.Kind != Alert {
+			continue // of no use any more: the call is over, the badge was set since
+		}
 		n++
 		notes = append(notes, gone(noteDead+l.ID))
 		k := slotKey{l.Device, l.Conv}
@@ -493,7 +497,7 @@ func (g *Gateway) Replay(ctx context.Context, ids []string) (int, error) {
 			continue // it is about to be rung anyway
 		}
 		now := g.opt.Now()
-		notes = append(notes, g.put(&bell{Kind: Alert, First: l.First, Last: l.Last, Count: int(l.Last - l.First + 1), From: l.From, Due: now.UnixMilli(), Expires: now.Add(g.opt.TTL).UnixMilli(), key: k, place: -1}))
+		notes = append(notes, g.put(&bell{Kind: Alert, First: l.First, Last: l.Last, Count: int(l.Last - l.First + 1), From: l.From, Mention: l.Mention, Due: now.UnixMilli(), Expires: now.Add(g.opt.TTL).UnixMilli(), key: k, place: -1}))
 	}
 	g.dead -= n
 	g.mu.Unlock()
