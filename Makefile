@@ -33,13 +33,15 @@ bench: build ## compare with stock mochi-mqtt in one interleaved run
 bench-store: ## compare the engines; PARLEY_TEST_MONGODB_URI names a MongoDB, without it FerretDB stands in
 	$(GO) test ./store/pebblestore ./store/mongostore -run '^$$' -bench 'BenchmarkStore' -benchtime $${BENCHTIME:-500x}
 
-crash: build ## the faults of go test, many times: kill -9 (messages, bells), power loss, failing calls, a failing MongoDB
+crash: build ## the faults of go test, many times: docs/reliability.md says what each does
 	$(GO) test ./internal/plays -run 'TestKill9$$|LosesNoBell' -kills 200 -timeout 60m -v
-	$(GO) test ./store/pebblestore -run Everywhere -points 1500 -timeout 60m -v
+	$(GO) test ./store/pebblestore -run 'Everywhere|TestPowerLoss|TestDiskFaults|TheClockJumps' -points 1500 -timeout 60m -v
 	$(GO) test ./store/mongostore -run 'Faults|Dies|Writers|Away' -count 5 -timeout 60m -v
+	$(GO) test ./delivery -rapid.checks 20000 -timeout 60m
+	./bin/parley bench crash --kills 50
 
-fuzz: ## each fuzz target for a while
-	@for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+fuzz: ## each fuzz target of every package for a while
+	@for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n 1 dirname | sort -u); do \
 	  for f in $$($(GO) test ./$$p -list '^Fuzz' | grep ^Fuzz); do echo "$$p $$f"; $(GO) test ./$$p -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} || exit 1; done; done
 
 clean:

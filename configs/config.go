@@ -131,7 +131,8 @@ type Push struct {
 	SealedTypes []string      `yaml:"sealed_types" help:"content types of bodies that are encrypted end to end; they travel with the push if they are small"`
 }
 
-// PushApp is one app of one provider. Keys are in files, read again when they change.
+// PushApp is one app of one provider. Keys are in files; an APNs .p8 and an FCM
+// service account are read again when they change.
 type PushApp struct {
 	Name     string // what devices register with
 	Provider string // apns, fcm or webpush
