@@ -65,7 +65,7 @@ type churner struct {
 	acked map[im.ConvID]map[im.Seq]bool // acknowledged or written by itself
 	had   map[im.ConvID]map[im.Seq]bool // of acked, what the server knew when the connection began
 	last  map[im.ConvID]im.Seq          // what the connection got last
-	fresh []churnArrival                     // what it acknowledged
+	fresh []churnArrival                // what it acknowledged
 }
 
 // plug is a wire that remembers what was written.
