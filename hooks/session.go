@@ -147,11 +147,12 @@ func (s *session) take(p *broker.Publish, a *accept) error {
 	case im.VerbEdit, im.VerbRecall, im.VerbReact:
 		s.settle() // what was sent before, on this connection, is in the log
 		return s.message(p, a, t)
+	case im.VerbRead:
+		s.settle() // as above: a watermark is cut at the head
+		return s.read(p, a, t)
 	}
 	s.Flush() // these act at once, after what was sent before
 	switch t.Verb {
-	case im.VerbRead:
-		return s.read(p, a, t)
 	case im.VerbTyping, im.VerbSignal:
 		return s.whisper(p, a, t)
 	case im.VerbRPC:
