@@ -245,8 +245,22 @@ type health struct {
 	down error // nil: it does
 }
 
-// Ping reports the outcome of the last writes.
-func (s *Store) Ping(context.Context) error {
+// Ping reports the outcome of the last writes and, if that was good, whether the
+// primary answers now: without traffic no write would notice that it is away.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.up(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opt.Timeout)
+	defer cancel()
+	if err := s.client.Ping(ctx, readpref.Primary()); err != nil {
+		return unavailable("mongostore.Ping", err)
+	}
+	return nil
+}
+
+// up reports the outcome of the last writes, without asking the server.
+func (s *Store) up() error {
 	if err := s.alive(); err != nil {
 		return err
 	}

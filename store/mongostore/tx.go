@@ -121,7 +121,7 @@ func (s *Store) Commit(ctx context.Context, tx *store.Tx) error {
 
 // commit reports whether the outcome of the entries has been told.
 func (s *Store) commit(ctx context.Context, tx *store.Tx) (told bool, err error) {
-	if err := s.Ping(ctx); err != nil {
+	if err := s.up(); err != nil {
 		return false, err
 	}
 	rows := rowsOf(tx)

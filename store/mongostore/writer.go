@@ -93,7 +93,7 @@ func (s *Store) Append(as ...*store.Append) {
 }
 
 func (s *Store) append(jobs []job) {
-	down := s.Ping(context.Background())
+	down := s.up()
 	for i := range jobs {
 		err := down
 		if err == nil {
@@ -249,7 +249,7 @@ func (x *writer) tell(batch []job, err error, begun time.Time) {
 
 // write commits a batch, or returns why nothing of it may be acknowledged.
 func (x *writer) write(batch []job) (err error) {
-	if err := x.s.Ping(context.Background()); err != nil {
+	if err := x.s.up(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), x.s.opt.Timeout)
@@ -590,7 +590,7 @@ func (w *writers) close() {
 		w.idle.Wait()
 	}
 	w.mu.Unlock()
-	if w.s.Ping(context.Background()) == nil {
+	if w.s.up() == nil {
 		w.retire(true)
 	}
 }
