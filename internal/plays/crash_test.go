@@ -205,7 +205,14 @@ func (r *reading) take(d *Device, g Got) {
 // finish reads what is left, and holds everything against the histories.
 func (r *reading) finish(t *testing.T, histories map[string][]ledger.Entry) {
 	t.Helper()
-	d := r.p.Connect(r.dev.Name, manual)
+	d := r.p.Connect(r.dev.Name, manual, anyCode)
+	for begin := time.Now(); d.Connack.ReasonCode == packets.ErrServerUnavailable.Code && time.Since(begin) < patience; { // its store is still coming up: come again
+		time.Sleep(20 * time.Millisecond) // a poll of the condition
+		d = r.p.Connect(r.dev.Name, manual, anyCode)
+	}
+	if d.Connack.ReasonCode != 0 {
+		t.Fatalf("%s connects %s: CONNACK 0x%02x", r.p.Name, r.dev.Name, d.Connack.ReasonCode)
+	}
 	r.dev.Connected(false)
 	behind := func() bool {
 		for conv, h := range histories {
