@@ -3,7 +3,6 @@ package auth
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -81,8 +80,8 @@ type Auth struct {
 
 	pairs, addresses *throttle
 	keys             keyring
-	remembered       remembered
-	proofs           proofs
+	remembered       recognised[time.Time] // passwords that argon2id accepted lately, and until when
+	proofs           recognised[proof]     // tokens whose signature was checked
 	users            userCache
 	revoked          revokedFamilies
 	changes          sync.Mutex // PutSecret of keys and revoked families
@@ -118,8 +117,8 @@ func New(ctx context.Context, o Options) (*Auth, error) {
 	num(&o.MaxAddressFailures, 200)
 	a := &Auth{opt: o, st: o.Store, log: o.Log, slots: make(chan struct{}, o.Parallel), dummy: hashPassword("not a password"),
 		pairs: newThrottle(o.MaxFailures, o.Window), addresses: newThrottle(o.MaxAddressFailures, o.Window)}
-	a.remembered.init()
-	a.proofs.init()
+	a.remembered.init(maxRemembered)
+	a.proofs.init(maxProofs)
 	a.users.init()
 	if err := a.loadKeys(ctx); err != nil {
 		return nil, err
@@ -435,15 +434,17 @@ func (a *Auth) CheckConnect(ctx context.Context, username string, password []byt
 	if wait := a.pairs.check(pairOf(user, addr), now); wait > 0 { // also for a password that was right before
 		return Identity{}, tooManyErr(wait)
 	}
-	if u, err := a.users.get(ctx, a.st, user); err == nil && !u.Disabled && a.remembered.has(u, password, now) {
-		return Identity{User: u.ID, Role: u.Role, Issued: max(now.UnixMilli(), u.NotBefore)}, nil
+	if u, err := a.users.get(ctx, a.st, user); err == nil && !u.Disabled {
+		if until, _, ok := a.remembered.get(a.passwordSum(u, password)); ok && now.Before(until) {
+			return Identity{User: u.ID, Role: u.Role, Issued: max(now.UnixMilli(), u.NotBefore)}, nil
+		}
 	}
 	issued := now.UnixMilli()
 	u, err := a.password(ctx, user, string(password), addr)
 	if err != nil {
 		return Identity{}, err
 	}
-	a.remembered.add(u, password, now.Add(a.opt.Remember))
+	a.remembered.add(a.passwordSum(u, password), now.Add(a.opt.Remember), 0) // nothing makes it forget: its generation stays 0
 	return Identity{User: u.ID, Role: u.Role, Issued: max(issued, u.NotBefore)}, nil
 }
 
@@ -475,51 +476,6 @@ func random(n int) string {
 func hashToken(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
-}
-
-// remembered recognises passwords that argon2id accepted lately, by an HMAC
-// under a key that lives as long as the process. Bounded: full, it starts anew.
-type remembered struct {
-	key [32]byte
-	mu  sync.RWMutex
-	m   map[[32]byte]time.Time
-}
-
-const maxRemembered = 200_000
-
-func (r *remembered) init() {
-	_, _ = rand.Read(r.key[:])
-	r.m = make(map[[32]byte]time.Time)
-}
-
-// sum covers the stored hash, so a changed password is forgotten at once.
-func (r *remembered) sum(u store.User, password []byte) (out [32]byte) {
-	h := hmac.New(sha256.New, r.key[:])
-	h.Write([]byte(u.ID))
-	h.Write([]byte{0})
-	h.Write([]byte(u.Password))
-	h.Write([]byte{0})
-	h.Write(password)
-	h.Sum(out[:0])
-	return out
-}
-
-func (r *remembered) has(u store.User, password []byte, now time.Time) bool {
-	k := r.sum(u, password)
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	until, ok := r.m[k]
-	return ok && now.Before(until)
-}
-
-func (r *remembered) add(u store.User, password []byte, until time.Time) {
-	k := r.sum(u, password)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.m) >= maxRemembered {
-		clear(r.m)
-	}
-	r.m[k] = until
 }
 
 // userCache keeps account rows. A change through this Auth drops the row first

@@ -437,7 +437,7 @@ func BenchmarkConnect(b *testing.B) {
 	}
 	b.Run("argon2id", func(b *testing.B) {
 		for b.Loop() {
-			a.remembered.init()
+			a.remembered.init(maxRemembered)
 			_, _ = a.CheckConnect(ctx, "alice", []byte("correct-horse"), "", "x")
 		}
 	})

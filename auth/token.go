@@ -3,9 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"sync"
@@ -185,16 +183,16 @@ type proof struct {
 // verify checks signature, issuer, audience and times. The reason of a failure is
 // not returned: it would hold parts of the token.
 func (a *Auth) verify(token string) (proof, bool) {
-	now, sum := a.opt.Now(), a.proofs.sum(token)
-	if p, ok := a.proofs.get(sum); ok {
+	now, sum := a.opt.Now(), a.proofs.sum([]byte(token))
+	p, gen, ok := a.proofs.get(sum)
+	if ok {
 		return p, !now.Before(p.from) && now.Before(p.expires)
 	}
-	gen := a.proofs.generation()
 	var c claims
 	_, err := jwt.ParseWithClaims(token, &c, a.verifyKey,
 		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(a.opt.Issuer), jwt.WithAudience(audience),
 		jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithTimeFunc(a.opt.Now), jwt.WithStrictDecoding())
-	p := proof{user: im.UserID(c.Subject), device: im.DeviceID(c.Device), family: c.Family, issued: c.IMS}
+	p = proof{user: im.UserID(c.Subject), device: im.DeviceID(c.Device), family: c.Family, issued: c.IMS}
 	if err != nil || !p.user.Valid() || p.family == "" || p.issued == 0 {
 		return proof{}, false
 	}
@@ -206,62 +204,6 @@ func (a *Auth) verify(token string) (proof, bool) {
 	}
 	a.proofs.add(sum, p, gen)
 	return p, true
-}
-
-// proofs recognises tokens whose signature was checked, by an HMAC under a key
-// that lives as long as the process: when everybody comes back at once, that is
-// a third of a connection's cost. Bounded: full, it starts anew.
-type proofs struct {
-	key [32]byte
-	mu  sync.RWMutex
-	m   map[[32]byte]proof
-	gen uint64 // raised when the keys change: what was checked before is forgotten
-}
-
-const maxProofs = 100_000
-
-func (c *proofs) init() {
-	_, _ = rand.Read(c.key[:])
-	c.m = make(map[[32]byte]proof)
-}
-
-func (c *proofs) sum(token string) (out [32]byte) {
-	h := hmac.New(sha256.New, c.key[:])
-	h.Write([]byte(token))
-	h.Sum(out[:0])
-	return out
-}
-
-func (c *proofs) get(sum [32]byte) (proof, bool) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	p, ok := c.m[sum]
-	return p, ok
-}
-
-func (c *proofs) generation() uint64 {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.gen
-}
-
-func (c *proofs) add(sum [32]byte, p proof, gen uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.gen != gen {
-		return
-	}
-	if len(c.m) >= maxProofs {
-		clear(c.m)
-	}
-	c.m[sum] = p
-}
-
-func (c *proofs) forget() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.gen++
-	clear(c.m)
 }
 
 func (a *Auth) verifyKey(t *jwt.Token) (any, error) {
