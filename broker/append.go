@@ -2,7 +2,6 @@ package broker
 
 import (
 	"encoding/binary"
-	"strconv"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 )
@@ -42,11 +41,7 @@ func AppendPuback(dst []byte, version, typ byte, id uint16, code byte, seq uint6
 		props = AppendString(append(props, packets.PropReasonString), reason)
 	}
 	if seq > 0 {
-		var num [20]byte
-		props = append(props, packets.PropUser, 0, 3, 's', 'e', 'q')
-		props = appendBytes(props, strconv.AppendUint(num[:0], seq, 10))
-		props = append(props, packets.PropUser, 0, 2, 't', 's')
-		props = appendBytes(props, strconv.AppendInt(num[:0], ts, 10))
+		props = appendNumbers(props, seq, ts)
 	}
 	n := 3 + len(props) + varintLen(len(props))
 	dst = append(dst, first)

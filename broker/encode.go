@@ -60,7 +60,7 @@ func encodeForm(p *delivery.Parcel, i int) *delivery.Form {
 			props = appendPlainProps(props, e.Props, e.TS)
 		case e.Conv.Kind() == im.KindAccount:
 			props = appendContentType(props, "application/json")
-			props = appendNumbers(props, e)
+			props = appendNumbers(props, uint64(e.Seq), e.TS)
 		default:
 			props = entryProps(props, e, wrap, e.Conv.Kind() == im.KindGroup || viewer == e.From)
 		}
@@ -106,7 +106,7 @@ func entryProps(b []byte, e *im.Entry, wrapped, from bool) []byte {
 			b = appendContentType(b, e.Type)
 		}
 	}
-	b = appendNumbers(b, e)
+	b = appendNumbers(b, uint64(e.Seq), e.TS)
 	if peer, dm := e.Conv.Peer(e.From); dm && peer == e.From {
 		from = false // notes: the topic names oneself
 	}
@@ -125,12 +125,13 @@ func entryProps(b []byte, e *im.Entry, wrapped, from bool) []byte {
 	return b
 }
 
-func appendNumbers(b []byte, e *im.Entry) []byte {
+// appendNumbers appends the user properties seq and ts.
+func appendNumbers(b []byte, seq uint64, ts int64) []byte {
 	var num [20]byte
 	b = append(b, packets.PropUser, 0, 3, 's', 'e', 'q')
-	b = appendBytes(b, strconv.AppendUint(num[:0], uint64(e.Seq), 10))
+	b = appendBytes(b, strconv.AppendUint(num[:0], seq, 10))
 	b = append(b, packets.PropUser, 0, 2, 't', 's')
-	return appendBytes(b, strconv.AppendInt(num[:0], e.TS, 10))
+	return appendBytes(b, strconv.AppendInt(num[:0], ts, 10))
 }
 
 // appendBytes appends binary data with its length.

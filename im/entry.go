@@ -71,11 +71,7 @@ func (e *Entry) AppendTopic(b []byte, viewer UserID) []byte {
 	case e.Conv.Kind() == KindAccount:
 		return append(append(b, "me/"...), e.Event...)
 	}
-	if peer, dm := e.Conv.Peer(viewer); dm {
-		b = append(append(b, "dm/"...), peer...)
-	} else {
-		b = append(b, e.Conv.Topic(viewer)...)
-	}
+	b = e.Conv.AppendTopic(b, viewer)
 	if op := e.Op.String(); op != "" {
 		b = append(append(append(b, '/'), op...), '/')
 		b = strconv.AppendUint(b, uint64(e.Ref), 10)

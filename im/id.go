@@ -166,18 +166,21 @@ func (c ConvID) QueueDevice() DeviceID {
 
 // Topic returns the conversation's topic as viewer sees it: dm/{peer}, g/{group}
 // or me. It is "" for a DM viewer has no part in, and for queues.
-func (c ConvID) Topic(viewer UserID) string {
+func (c ConvID) Topic(viewer UserID) string { return string(c.AppendTopic(nil, viewer)) }
+
+// AppendTopic appends what Topic returns.
+func (c ConvID) AppendTopic(b []byte, viewer UserID) []byte {
 	switch c.Kind() {
 	case KindDM:
 		if p, ok := c.Peer(viewer); ok {
-			return "dm/" + string(p)
+			return append(append(b, "dm/"...), p...)
 		}
 	case KindGroup:
-		return string(c)
+		return append(b, c...)
 	case KindAccount:
-		return "me"
+		return append(b, "me"...)
 	}
-	return ""
+	return b
 }
 
 // ParseConv reads a conversation as me writes it: dm/{user} or g/{group}.
