@@ -319,6 +319,17 @@ func TestDiesAnywhere(t *testing.T) {
 }
 
 // TestAway shows what happens while MongoDB cannot be reached, and after.
+func comesBack(t *testing.T, s *Store) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for s.Ping(ctx) != nil {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not come back")
+		}
+		time.Sleep(5 * time.Millisecond) // a poll of the condition
+	}
+}
+
 // TestAwayWithoutTraffic: nobody writes, and Ping knows nevertheless.
 func TestAwayWithoutTraffic(t *testing.T) {
 	s := open(t, server.Database(t), Options{Timeout: time.Second})
@@ -332,13 +343,7 @@ func TestAwayWithoutTraffic(t *testing.T) {
 		t.Errorf("Ping: %v", err)
 	}
 	server.Proxy.Up()
-	deadline := time.Now().Add(10 * time.Second)
-	for s.Ping(ctx) != nil {
-		if time.Now().After(deadline) {
-			t.Fatal("it does not come back")
-		}
-		time.Sleep(5 * time.Millisecond) // a poll of the condition
-	}
+	comesBack(t, s)
 }
 
 func TestAway(t *testing.T) {
@@ -362,13 +367,7 @@ func TestAway(t *testing.T) {
 		t.Errorf("User: %v", err)
 	}
 	server.Proxy.Up()
-	deadline := time.Now().Add(10 * time.Second)
-	for s.Ping(ctx) != nil {
-		if time.Now().After(deadline) {
-			t.Fatal("it does not come back")
-		}
-		time.Sleep(5 * time.Millisecond) // a poll of the condition
-	}
+	comesBack(t, s)
 	for i := range 3 {
 		if !l.write(s, "g/a", "alice", fmt.Sprint(i+2), true, 0, 3) {
 			t.Errorf("%d is not acknowledged after the outage", i+2)

@@ -69,6 +69,9 @@ func (h *heads) load(db *pebble.DB, conv im.ConvID) (*head, error) {
 	}
 }
 
+// durable is what readers see of a head. Caller holds heads.mu.
+func (x *head) durable() store.Head { return store.Head{Seq: x.seq, TS: x.ts, ReadTS: x.readTS} }
+
 // cached copies heads that are in memory to out, up to the first that is not, and
 // returns how many.
 func (h *heads) cached(convs []im.ConvID, out []store.Head) int {
@@ -79,7 +82,7 @@ func (h *heads) cached(convs []im.ConvID, out []store.Head) int {
 		if x == nil {
 			return i
 		}
-		out[i] = store.Head{Seq: x.seq, TS: x.ts, ReadTS: x.readTS}
+		out[i] = x.durable()
 	}
 	return len(convs)
 }

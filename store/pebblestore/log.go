@@ -108,7 +108,7 @@ func (s *Store) Heads(ctx context.Context, convs []im.ConvID) (out []store.Head,
 				return err
 			}
 			s.heads.mu.RLock()
-			out[i] = store.Head{Seq: h.seq, TS: h.ts, ReadTS: h.readTS}
+			out[i] = h.durable()
 			s.heads.mu.RUnlock()
 			i++
 		}
