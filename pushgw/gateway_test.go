@@ -1,6 +1,7 @@
 package pushgw
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,24 @@ func (m *memory) PutNotes(_ context.Context, ns []store.Note, _ bool) error {
 		}
 	}
 	return nil
+}
+
+func (m *memory) SwapNote(_ context.Context, key string, old, value []byte) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.notes[key]
+	if (now == nil) != (old == nil) || !bytes.Equal(now, old) {
+		return (now == nil) == (value == nil) && bytes.Equal(now, value), nil
+	}
+	if m.writes++; m.failAt > 0 && m.writes >= m.failAt {
+		return false, errors.New("crashed")
+	}
+	if value == nil {
+		delete(m.notes, key)
+	} else {
+		m.notes[key] = value
+	}
+	return true, nil
 }
 
 func (m *memory) Range(_ context.Context, conv im.ConvID, after im.Seq, limit, _ int) ([]*im.Entry, error) {

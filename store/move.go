@@ -41,6 +41,7 @@ type Record struct {
 	Cursor       *DeviceCursor    `json:"cursor,omitempty"`
 	Receipt      *DeviceReceipt   `json:"receipt,omitempty"`
 	Note         *Note            `json:"note,omitempty"`
+	Task         *Task            `json:"task,omitempty"`
 }
 
 // Secret is a named secret.
@@ -107,6 +108,8 @@ func (r *Record) Kind() string {
 		return "receipt"
 	case r.Note != nil:
 		return "note"
+	case r.Task != nil:
+		return "task"
 	}
 	return ""
 }

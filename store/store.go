@@ -14,6 +14,7 @@ type Store interface {
 	Devices
 	Retained
 	Notes
+	Tasks
 	Mover
 
 	// Commit writes tx whole or not at all and returns once it is durable.
@@ -365,6 +366,10 @@ type Notes interface {
 	// PutNotes writes notes in the order given: a crash keeps the first of them.
 	// Visible at once; durable on return if sync, else soon.
 	PutNotes(ctx context.Context, notes []Note, sync bool) error
+	// SwapNote replaces the value of key by value if it still is old; a nil old
+	// means absent, a nil value removes. It reports whether the note is value
+	// afterwards, whoever made it so. Durable on return.
+	SwapNote(ctx context.Context, key string, old, value []byte) (bool, error)
 }
 
 // Note is a row of Notes; a nil Value removes it.
@@ -372,6 +377,44 @@ type Note struct {
 	Key   string
 	Value []byte
 }
+
+// Tasks keeps work that is due at a time and is done by whoever takes it first,
+// in any number of processes. Keys are as those of Notes, of 1 KB at most.
+type Tasks interface {
+	// TasksOf returns the tasks of the keys, in the order asked, with duplicates;
+	// for an absent one a Task that has a Key and Ver 0.
+	TasksOf(ctx context.Context, keys []string) ([]Task, error)
+	// EachTask calls fn for every task whose key begins with prefix, by key, until
+	// it returns false. fn must not call the store.
+	EachTask(ctx context.Context, prefix string, fn func(Task) bool) error
+	// CountTasks is how many tasks of a queue have an At before the time given.
+	CountTasks(ctx context.Context, queue string, before int64) (int, error)
+
+	// PutTasks writes each task, by itself, whose version is still Ver; it gets a
+	// new one, unlike any before, in ts. done says for each whether that was so; of
+	// a removal, whether it is not there now. Keys differ. Durable on return. After an error some may have been written:
+	// read them.
+	PutTasks(ctx context.Context, ts []Task) (done []bool, err error)
+	// TakeTasks takes up to limit tasks of a queue whose At is not after now, the
+	// earliest before others as far as several takers allow: they get owner as
+	// Owner and until as At. Of two who want a task one gets it, and nobody else
+	// before until. Less than limit, or none, does not mean that no more are due.
+	TakeTasks(ctx context.Context, queue, owner string, now, until int64, limit int) ([]Task, error)
+}
+
+// Task is one piece of work. Whoever has taken it holds it until At; it is put
+// back, moved on, or removed, by PutTasks.
+type Task struct {
+	Key   string
+	Queue string
+	At    int64  // Unix ms: not taken before; Never for one that only waits to be changed
+	Owner string // who has taken it; "" nobody
+	Value []byte // the room's; nil removes the task
+	Ver   uint64 // set by the store at each write; 0: no row
+}
+
+// Never, as Task.At, is a time that does not come.
+const Never = int64(1<<63 - 1)
 
 // Checkpointer is met by engines that can copy themselves while in use.
 type Checkpointer interface {

@@ -99,6 +99,8 @@ func (s *Store) Dump(ctx context.Context, fn func(store.Record) error) error {
 		return each(ctx, s, "Dump", s.notes, func(n *secret) bool {
 			return give(store.Record{Note: &store.Note{Key: n.ID, Value: n.Value}})
 		})
+	}, func() error {
+		return each(ctx, s, "Dump", s.tasks, func(t *task) bool { v := t.value(); return give(store.Record{Task: &v}) })
 	})
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -234,6 +236,8 @@ func (s *Store) Load(ctx context.Context, rs []store.Record) error {
 			put(s.receipts, doc)
 		case r.Note != nil:
 			put(s.notes, secret{ID: r.Note.Key, Value: r.Note.Value})
+		case r.Task != nil:
+			put(s.tasks, taskDoc(r.Task, int64(r.Task.Ver)))
 		default:
 			return im.Refuse(im.Invalid, "record", "a record that this version does not know")
 		}

@@ -65,6 +65,7 @@ type Store struct {
 	messages, convs, dms, reads            *mongo.Collection
 	devices, cursors, receipts             *mongo.Collection
 	tokens, secrets, retained, notes, meta *mongo.Collection
+	tasks                                  *mongo.Collection
 
 	writers writers
 	health  health
@@ -174,7 +175,7 @@ func (s *Store) collections() map[string]**mongo.Collection {
 		"users": &s.users, "relations": &s.relations, "groups": &s.groups, "members": &s.members, "txs": &s.txs,
 		"messages": &s.messages, "convs": &s.convs, "dms": &s.dms, "reads": &s.reads,
 		"devices": &s.devices, "cursors": &s.cursors, "receipts": &s.receipts,
-		"tokens": &s.tokens, "secrets": &s.secrets, "retained": &s.retained, "notes": &s.notes, "meta": &s.meta,
+		"tokens": &s.tokens, "secrets": &s.secrets, "retained": &s.retained, "notes": &s.notes, "tasks": &s.tasks, "meta": &s.meta,
 	}
 }
 

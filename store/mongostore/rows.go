@@ -331,8 +331,16 @@ func eachAfter[T any, P interface {
 	*T
 	id() string
 }](ctx context.Context, s *Store, op string, coll *mongo.Collection, after string, fn func(P) bool) error {
+	return eachFrom(ctx, s, op, coll, "$gt", after, fn)
+}
+
+// eachFrom is eachAfter, or with "$gte" it begins at from itself.
+func eachFrom[T any, P interface {
+	*T
+	id() string
+}](ctx context.Context, s *Store, op string, coll *mongo.Collection, than, from string, fn func(P) bool) error {
 	for {
-		page, err := read[T](ctx, s, op, coll, bson.D{{Key: "_id", Value: bson.D{{Key: "$gt", Value: after}}}},
+		page, err := read[T](ctx, s, op, coll, bson.D{{Key: "_id", Value: bson.D{{Key: than, Value: from}}}},
 			options.Find().SetSort(bson.D{{Key: "_id", Value: 1}}).SetLimit(eachPage))
 		if err != nil {
 			return err
@@ -342,7 +350,7 @@ func eachAfter[T any, P interface {
 			if !fn(p) {
 				return nil
 			}
-			after = p.id()
+			than, from = "$gt", p.id()
 		}
 		if len(page) < eachPage {
 			return nil
@@ -536,7 +544,7 @@ func (s *Store) Note(ctx context.Context, key string) ([]byte, error) {
 
 // EachNote: a method of store.Notes.
 func (s *Store) EachNote(ctx context.Context, prefix string, fn func(store.Note) bool) error {
-	return eachAfter(ctx, s, "EachNote", s.notes, prefix, func(n *secret) bool {
+	return eachFrom(ctx, s, "EachNote", s.notes, "$gte", prefix, func(n *secret) bool {
 		return strings.HasPrefix(n.ID, prefix) && fn(store.Note{Key: n.ID, Value: n.Value}) // past the prefix it ends
 	})
 }

@@ -31,6 +31,7 @@ var indexes = []index{
 	{"members", bson.D{{Key: "g", Value: 1}}, false, "the members of a group; rows are kept with their users"},
 	{"users", bson.D{{Key: "nl", Value: 1}}, false, "users are found by the beginning of their name"},
 	{"tokens", bson.D{{Key: "u", Value: 1}}, false, "all refresh tokens of a user are dropped together"},
+	{"tasks", bson.D{{Key: "q", Value: 1}, {Key: "at", Value: 1}}, false, "what is due of a queue, the earliest first"},
 	{"txs", bson.D{{Key: "at", Value: 1}}, false, "what a process left unfinished is found by its age"},
 }
 

@@ -30,6 +30,8 @@ const (
 	tRetained = 0x1B // topic → row
 	tSecret   = 0x1C // name → value
 	tNote     = 0x1D // key → value
+	tTask     = 0x1E // key → row
+	tTaskAt   = 0x1F // queue, 0, time, key
 )
 
 // key joins a table and strings, each but the last ended by 0. No id holds a 0.

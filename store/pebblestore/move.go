@@ -80,6 +80,7 @@ func (s *Store) Dump(ctx context.Context, fn func(store.Record) error) error {
 		d.table(tNote, func(k, v []byte) (store.Record, error) {
 			return store.Record{Note: &store.Note{Key: string(k[1:]), Value: bytes.Clone(v)}}, nil
 		}),
+		dumpRows(d, tTask, func(v *store.Task) store.Record { return store.Record{Task: v} }),
 	)
 }
 
@@ -221,6 +222,9 @@ func (x *loader) put(r *store.Record) error {
 	}
 	if n := r.Note; n != nil {
 		return b.Set(key(tNote, n.Key), n.Value, nil)
+	}
+	if r.Task != nil {
+		return setTask(b, r.Task)
 	}
 	return im.Refuse(im.Invalid, "record", "a record that this version does not know")
 }

@@ -78,6 +78,8 @@ type Store struct {
 	reads    sync.Mutex              // PutRead: read, compare, write
 	tokens   sync.Mutex              // UseToken and DropTokens likewise
 	secrets  sync.Mutex              // Secret and PutSecret likewise
+	tasks    sync.Mutex              // PutTasks and TakeTasks likewise
+	notes    sync.RWMutex            // held for writing by SwapNote, for reading by PutNotes
 	closing  context.Context
 	shut     context.CancelFunc
 }

@@ -674,6 +674,8 @@ func (s *Store) PutNotes(ctx context.Context, notes []store.Note, sync bool) err
 		}
 		return nil
 	}
+	s.notes.RLock()
+	defer s.notes.RUnlock()
 	if sync {
 		return s.write(put)
 	}

@@ -57,6 +57,10 @@ func Run(t *testing.T, f Factory) {
 		{"retained messages", testRetained},
 		{"absent things are NotFound", testAbsent},
 		{"notes are kept by key", testNotes},
+		{"of two who swap a note one does", testSwapNote},
+		{"tasks are changed by version", testPutTasks},
+		{"due tasks are taken, the earliest first, and held until their time", testTakeTasks},
+		{"of many takers one gets a task", testTakeTasksRace},
 		{"conversations are walked in order", testEachConversation},
 		{"after Close everything is Gone", testClosed},
 		{"large bodies", testLarge},
@@ -922,6 +926,7 @@ func testMove(t *testing.T, f Factory) {
 	must(t, from.PutCursors(ctx, k, []store.Cursor{{Conv: dm, Acked: 3, Sent: 7, Ahead: []im.Seq{5, 7}, Known: true}}))
 
 	must(t, from.PutNotes(ctx, []store.Note{{Key: "room/a", Value: []byte{0, 1}}}, true))
+	putTasks(t, from, store.Task{Key: "room/t", Queue: "q", At: 7, Owner: "me", Value: []byte{0, 2}}, store.Task{Key: "room/u", Queue: "q", At: store.Never, Value: []byte{}})
 	if empty, err := to.Empty(ctx); !empty || err != nil {
 		t.Fatalf("a new store is not empty: %v", err)
 	}
@@ -963,6 +968,9 @@ func testMove(t *testing.T, f Factory) {
 	u, err := to.User(ctx, "alice")
 	must(t, err)
 	must(t, to.Commit(ctx, &store.Tx{Users: []store.User{u}}))
+	if ts, err := to.TakeTasks(ctx, "q", "you", 7, 9, 10); err != nil || len(ts) != 1 || ts[0].Key != "room/t" {
+		t.Errorf("a task is not taken: %+v %v", ts, err)
+	}
 }
 
 func testNotes(t *testing.T, s store.Store) {

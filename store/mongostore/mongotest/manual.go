@@ -13,7 +13,7 @@ import (
 // ShardKeys is how docs/mongodb.md shards the collections: each by this one field.
 var ShardKeys = map[string]string{
 	"messages": "c", "convs": "_id", "reads": "c", "dms": "u", "users": "_id", "relations": "u", "members": "u", "groups": "_id",
-	"devices": "u", "cursors": "u", "receipts": "u", "tokens": "_id", "retained": "_id",
+	"devices": "u", "cursors": "u", "receipts": "u", "tokens": "_id", "retained": "_id", "tasks": "_id",
 }
 
 // commands are those of the Stable API, version 1, that Parley needs, and which
