@@ -333,6 +333,9 @@ func (g *Gateway) ring(e *im.Entry, r *Registration, large, mentioned bool) (n s
 // CallType is the content type of a signal that rings phones: somebody calls.
 const CallType = "application/vnd.parley.call+json"
 
+// callSlot makes the slot of calls another than that of the conversation.
+const callSlot = "#call"
+
 // Signal tells of a signal. If it is a call, the devices of the other side that
 // are not connected ring at once, or never.
 func (g *Gateway) Signal(ev im.Ephemeral) {
@@ -363,7 +366,7 @@ func (g *Gateway) Signal(ev im.Ephemeral) {
 				continue
 			}
 			b := &bell{Kind: Call, Count: 1, From: ev.From, Due: now.UnixMilli(), Expires: now.Add(g.opt.CallTTL).UnixMilli(), place: -1, call: &ev,
-				key: slotKey{r.Device, ev.Conv + "#call"}}
+				key: slotKey{r.Device, ev.Conv + callSlot}}
 			g.record(b, "eligible", yes("call"), "")
 			g.put(b)
 		}

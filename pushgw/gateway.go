@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
 )
@@ -28,13 +26,9 @@ type Store interface {
 
 // House is what the gateway asks the other rooms.
 type House interface {
+	Names
 	// Members of a group, by user id.
 	Members(ctx context.Context, g im.GroupID) ([]im.UserID, error)
-	// UserName and GroupName are what people call them.
-	UserName(ctx context.Context, u im.UserID) string
-	GroupName(ctx context.Context, g im.GroupID) string
-	// Unread is how many messages of others a user has not read.
-	Unread(ctx context.Context, u im.UserID) (int, error)
 	// Online reports whether a device is connected.
 	Online(k im.DeviceKey) bool
 	// AnyOnline reports whether one of the user's devices is.
@@ -81,9 +75,10 @@ type Options struct {
 // Gateway rings phones. Make it with New, then Run it. Its methods may be called
 // from many goroutines; Offer, Read and Signal never block.
 type Gateway struct {
-	opt  Options
-	log  *slog.Logger
-	apps map[string]*app // by name
+	opt    Options
+	log    *slog.Logger
+	apps   map[string]*app // by name
+	looker looker
 
 	mu       sync.Mutex
 	regs     map[im.UserID][]*Registration
@@ -95,7 +90,6 @@ type Gateway struct {
 	shown    map[slotKey]im.Seq
 	dead     int
 	active   map[im.UserID]time.Time
-	buckets  map[im.DeviceKey]*buckets
 	dirty    [expanders][]im.ConvID // a conversation is always with the same expander
 	isDirty  map[im.ConvID]int64    // since when its entries wait, Unix ms
 	working  [expanders]int64       // the same of the conversation an expander has; MaxInt64: none
@@ -109,33 +103,20 @@ type Gateway struct {
 	history history
 }
 
-// buckets bound how often a device is rung.
-type buckets struct {
-	loud, silent *rate.Limiter
-	used         time.Time
-}
-
-// Rates of one device: providers throttle what is faster.
-const (
-	loudEvery   = time.Second // APNs: no number is published; apps that send more are throttled
-	loudBurst   = 10
-	silentEvery = 30 * time.Minute // APNs: two or three background pushes an hour
-	silentBurst = 3
-)
-
 // New makes a gateway and reads what it was about to do when it last ended.
 func New(ctx context.Context, o Options) (*Gateway, error) {
 	setDefaults(&o)
 	g := &Gateway{
 		opt: o, log: o.Log, apps: map[string]*app{}, regs: map[im.UserID][]*Registration{}, held: map[string]*Registration{}, settings: map[im.UserID]*Settings{},
 		keen: map[im.ConvID]map[im.UserID]bool{}, slots: map[slotKey]*bell{}, shown: map[slotKey]im.Seq{}, active: map[im.UserID]time.Time{},
-		buckets: map[im.DeviceKey]*buckets{}, isDirty: map[im.ConvID]int64{}, marks: map[im.ConvID]im.Seq{},
+		isDirty: map[im.ConvID]int64{}, marks: map[im.ConvID]im.Seq{},
 		wakeDue: make(chan struct{}, 1),
 	}
 	for i := range g.wakeWork {
 		g.wakeWork[i] = make(chan struct{}, 1)
 		g.working[i] = math.MaxInt64
 	}
+	g.looker = looker{o.Store, o.House, o.Privacy, o.SealedTypes}
 	g.history.init(o.Explain)
 	for _, a := range o.Apps {
 		g.apps[a.Name] = newApp(g, a)
@@ -407,7 +388,7 @@ func (g *Gateway) dispatch(b *bell) {
 	}
 	a := g.apps[r.App]
 	if a == nil {
-		g.bury(b, *r, "no_such_app")
+		g.bury(b, r, "no_such_app")
 		return
 	}
 	a.push(b)
@@ -457,17 +438,6 @@ func (g *Gateway) later(b *bell, at time.Time) {
 	wake(g.wakeDue)
 }
 
-// bucket returns the rates of a device. Caller holds mu.
-func (g *Gateway) bucket(k im.DeviceKey) *buckets {
-	b := g.buckets[k]
-	if b == nil {
-		b = &buckets{loud: rate.NewLimiter(rate.Every(loudEvery), loudBurst), silent: rate.NewLimiter(rate.Every(silentEvery), silentBurst)}
-		g.buckets[k] = b
-	}
-	b.used = g.opt.Now()
-	return b
-}
-
 // upkeep says that the gateway lives, and forgets what is not used.
 func (g *Gateway) upkeep(ctx context.Context) {
 	tick := time.NewTicker(aliveEvery)
@@ -500,7 +470,6 @@ const (
 
 func (g *Gateway) forgetUnused() {
 	limit := g.opt.Now().Add(-unusedFor).UnixMilli()
-	hour := g.opt.Now().Add(-time.Hour)
 	var notes []store.Note
 	g.mu.Lock()
 	for _, rs := range g.regs {
@@ -509,11 +478,6 @@ func (g *Gateway) forgetUnused() {
 				g.unkeep(r)
 				notes = append(notes, gone(r.key()))
 			}
-		}
-	}
-	for k, b := range g.buckets {
-		if b.used.Before(hour) && b.silent.Tokens() >= silentBurst {
-			delete(g.buckets, k)
 		}
 	}
 	if len(g.marks) > 100_000 {

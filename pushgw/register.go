@@ -36,6 +36,7 @@ func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a
 	g.mu.Lock()
 	for _, old := range slices.Clone(g.regs[k.User]) {
 		if old.key() == r.key() {
+			r.Loud, r.Silent = old.Loud, old.Silent
 			if old.Token == a.Token && old.App == a.App && r.Environment == "" {
 				r.Environment = old.Environment
 			}

@@ -35,6 +35,8 @@ type Registration struct {
 	Device im.DeviceKey
 	Family string `json:",omitempty"` // of the token it was registered with
 	Address
+
+	Loud, Silent int64 `json:",omitempty"` // when the device's next turns are, see pace
 }
 
 func (r *Registration) key() string {
@@ -163,6 +165,7 @@ type bell struct {
 	Expires int64     // of no use after, Unix ms
 	Tries   int       `json:",omitempty"`
 	Small   int       `json:",omitempty"` // how often it was too large
+	Turn    bool      `json:",omitempty"` // it has taken its device's turn at Due
 
 	key   slotKey
 	place int  // in the heap; -1: not in it

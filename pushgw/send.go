@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
 )
 
@@ -18,19 +16,13 @@ import (
 // touch the others.
 type app struct {
 	App
-	g *Gateway
+	circuit // whose mu guards the queue too
+	g       *Gateway
 
-	mu      sync.Mutex
-	cond    *sync.Cond
-	queue   []*bell
-	until   time.Time // nothing is sent before, but for one probe when it is over
-	locked  string    // why the circuit is open
-	probing bool
-	closed  bool
+	cond   *sync.Cond
+	queue  []*bell
+	closed bool
 }
-
-// probeEvery is how often an app whose credentials are refused is tried.
-const probeEvery = 30 * time.Second
 
 // attemptTime bounds one attempt.
 const attemptTime = 30 * time.Second
@@ -39,8 +31,8 @@ func newApp(g *Gateway, a App) *app {
 	if a.Workers <= 0 {
 		a.Workers = 64
 	}
-	x := &app{App: a, g: g}
-	x.cond = sync.NewCond(&x.mu)
+	x := &app{App: a, circuit: newCircuit(a, &g.opt), g: g}
+	x.cond = sync.NewCond(&x.circuit.mu)
 	return x
 }
 
@@ -56,18 +48,17 @@ func (a *app) next() *bell {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for !a.closed {
-		wait := a.until.Sub(a.g.opt.Now())
-		if len(a.queue) > 0 && wait <= 0 && (a.locked == "" || !a.probing) {
-			if a.locked != "" {
-				a.probing = true
+		if len(a.queue) > 0 {
+			ok, _, wait := a.admit()
+			if ok {
+				b := a.queue[0]
+				a.queue[0] = nil
+				a.queue = a.queue[1:]
+				return b
 			}
-			b := a.queue[0]
-			a.queue[0] = nil
-			a.queue = a.queue[1:]
-			return b
-		}
-		if len(a.queue) > 0 && wait > 0 {
-			time.AfterFunc(wait, a.cond.Signal)
+			if wait > 0 {
+				time.AfterFunc(wait, a.cond.Signal)
+			}
 		}
 		a.cond.Wait()
 	}
@@ -84,59 +75,10 @@ func (a *app) work(ctx context.Context) {
 	}
 }
 
-// pause stops the app for a while; why opens the circuit.
-func (a *app) pause(d time.Duration, why string) {
-	a.mu.Lock()
-	until := a.g.opt.Now().Add(d)
-	if until.After(a.until) {
-		a.until = until
-	}
-	opened := why != "" && a.locked == ""
-	if why != "" {
-		a.locked, a.probing = why, false
-	}
-	a.mu.Unlock()
-	if opened {
-		a.g.log.Error("push credentials refused: this app's devices are not rung until they work", "provider", a.Provider, "app", a.Name, "reason", why)
-		if fn := a.g.opt.Events.Circuit; fn != nil {
-			fn(a.Provider, a.Name, true)
-		}
-	}
-}
-
-// works closes the circuit.
-func (a *app) works() {
-	a.mu.Lock()
-	was := a.locked != ""
-	if was {
-		a.locked, a.probing, a.until = "", false, time.Time{}
-	}
-	a.mu.Unlock()
-	if was {
-		a.g.log.Info("push credentials work again", "provider", a.Provider, "app", a.Name)
-		if fn := a.g.opt.Events.Circuit; fn != nil {
-			fn(a.Provider, a.Name, false)
-		}
-		a.cond.Broadcast()
-	}
-}
-
-// unprobe gives up the probe without an answer about the credentials.
-func (a *app) unprobe() {
-	a.mu.Lock()
-	if a.locked != "" && a.probing {
-		a.probing = false
-		a.until = a.g.opt.Now().Add(probeEvery)
-	}
-	a.mu.Unlock()
-}
-
 // Reloaded says that the app's credentials have changed: they are tried at once.
 func (g *Gateway) Reloaded(name string) {
 	if a := g.apps[name]; a != nil {
-		a.mu.Lock()
-		a.until = time.Time{}
-		a.mu.Unlock()
+		a.retry()
 		a.cond.Broadcast()
 	}
 }
@@ -147,29 +89,31 @@ func (a *app) serve(ctx context.Context, b *bell) {
 	now := g.opt.Now()
 	g.mu.Lock()
 	r := g.registration(b)
-	off, expires, mention := b.off, b.Expires, b.Mention // newer messages may change the bell meanwhile
+	snap := *b // newer messages may change the bell meanwhile
 	var wait time.Duration
-	if r != nil && !off {
-		wait = g.wait(b, now)
+	turn := true
+	if r != nil && !b.off {
+		wait, turn = b.turn(r, now)
 	}
+	set := g.settings[b.key.dev.User]
 	g.mu.Unlock()
 	switch {
-	case off:
+	case snap.off:
 		a.unprobe()
 		return
 	case r == nil:
 		a.unprobe()
 		g.finish(b, "send", no("no_address"), "")
 		return
-	case now.UnixMilli() > expires:
+	case now.UnixMilli() > snap.Expires:
 		a.unprobe()
 		if b.Kind == Alert { // it waited behind a circuit or a pause: an operator can replay it
-			g.bury(b, *r, "expired")
+			g.bury(b, r, "expired")
 			return
 		}
 		g.finish(b, "send", no("expired"), "")
 		return
-	case wait < 0: // a clear: the badge will be right with the next push
+	case !turn: // a clear: the badge will be right with the next push
 		a.unprobe()
 		g.finish(b, "send", no("silent_budget"), "")
 		return
@@ -178,7 +122,7 @@ func (a *app) serve(ctx context.Context, b *bell) {
 		g.later(b, now.Add(wait))
 		return
 	}
-	s, d, err := g.scene(ctx, b, r)
+	s, d, err := g.looker.scene(ctx, &snap, r.Address, set)
 	switch {
 	case err != nil:
 		a.unprobe()
@@ -192,163 +136,81 @@ func (a *app) serve(ctx context.Context, b *bell) {
 		g.finish(b, "grace", d, "")
 		return
 	}
-	if b.Kind == Alert {
-		if d := quiet(g.quietOf(b.key.dev.User), mention, now); !d.Go {
-			a.unprobe()
-			g.finish(b, "quiet", d, "")
-			return
-		}
+	if d := quietFor(&snap, set, now); !d.Go {
+		a.unprobe()
+		g.finish(b, "quiet", d, "")
+		return
 	}
 	a.send(ctx, b, r, s)
 }
 
-// wait takes a token of the device's bucket: 0, or how long to wait; negative for
-// a clear that has none. Caller holds mu.
-func (g *Gateway) wait(b *bell, now time.Time) time.Duration {
-	x := g.bucket(b.key.dev)
-	switch b.Kind {
-	case Call:
-		return 0
-	case Clear:
-		if !x.silent.AllowN(now, 1) {
-			return -1
-		}
-		return 0
+// turn is how long the bell has to wait for its device's pace; ok is false if it
+// is not rung for that. A turn that was taken is not taken again.
+func (b *bell) turn(r *Registration, now time.Time) (wait time.Duration, ok bool) {
+	if b.Turn {
+		b.Turn = false
+		return 0, true
 	}
-	res := x.loud.ReserveN(now, 1)
-	if d := res.DelayFrom(now); d > 0 {
-		res.CancelAt(now)
-		return d
-	}
-	return 0
+	wait, ok = r.pace(b.Kind, now)
+	b.Turn = wait > 0
+	return wait, ok
 }
 
-func (g *Gateway) quietOf(u im.UserID) *Quiet {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if s := g.settings[u]; s != nil {
-		return s.Quiet
+// quietFor says whether the hour lets a bell ring.
+func quietFor(b *bell, set *Settings, now time.Time) Decision {
+	if b.Kind != Alert || set == nil {
+		return yes("no_quiet_hours")
 	}
-	return nil
-}
-
-// scene looks up what is needed to render, and whether it is still needed. It is
-// a snapshot: newer messages may come while it is sent.
-func (g *Gateway) scene(ctx context.Context, b *bell, r *Registration) (s scene, d Decision, err error) {
-	g.mu.Lock()
-	snap := *b
-	s.privacy = g.opt.Privacy
-	if set := g.settings[b.key.dev.User]; set != nil && privacyOrder[set.Privacy] > privacyOrder[s.privacy] {
-		s.privacy = set.Privacy // a user may ask for less, not for more
-	}
-	g.mu.Unlock()
-	s.bell, s.to = &snap, r.Address
-	conv := im.ConvID(strings.TrimSuffix(string(b.key.conv), "#call"))
-	snap.key.conv = conv
-	u := b.key.dev.User
-	if b.Kind == Alert {
-		reads, err := g.opt.Store.ReadsOf(ctx, u, []im.ConvID{conv})
-		if err != nil {
-			return s, d, err
-		}
-		c, err := g.opt.Store.Cursor(ctx, b.key.dev, conv)
-		if err != nil {
-			return s, d, err
-		}
-		if d = (seen{last: snap.Last, acked: c.Acked, read: reads[0]}).due(); !d.Go {
-			return s, d, nil
-		}
-		es, err := g.opt.Store.Range(ctx, conv, snap.Last-1, 1, 1<<20)
-		if err != nil {
-			return s, d, err
-		}
-		if len(es) == 1 && es[0].Seq == snap.Last {
-			s.entry = es[0]
-			if es[0].Flags&im.FlagRecalled != 0 {
-				return s, no("recalled"), nil
-			}
-			s.sealed = slices.ContainsFunc(g.opt.SealedTypes, func(t string) bool { return strings.HasPrefix(es[0].Type, t) })
-		}
-	}
-	if b.Kind != Call {
-		if n, err := g.opt.House.Unread(ctx, u); err != nil {
-			return s, d, err
-		} else {
-			s.badge, s.known = n, true
-		}
-	}
-	if b.Kind != Clear && s.privacy != PrivacyNone && s.privacy != PrivacyIDOnly {
-		s.sender = g.opt.House.UserName(ctx, snap.From)
-		if id := conv.Group(); id != "" {
-			s.group = g.opt.House.GroupName(ctx, id)
-		}
-	}
-	return s, yes("unseen"), nil
+	return quiet(set.Quiet, b.Mention, now)
 }
 
 // send makes one attempt and acts on the answer.
 func (a *app) send(ctx context.Context, b *bell, r *Registration, s scene) {
 	g := a.g
-	p := render(s)
-	try, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTime) // one that is under way is ended
-	begun := time.Now()
-	res := a.Sender.Send(try, p)
-	cancel()
-	if fn := g.opt.Events.Sent; fn != nil {
-		fn(a.Provider, a.Name, outcomeName(res.Outcome, res.Reason), time.Since(begun))
+	res := a.attempt(context.WithoutCancel(ctx), render(s), g.opt.Events) // one that is under way is ended
+	if a.heard(res) {
+		a.cond.Broadcast()
 	}
 	now := g.opt.Now()
-	if res.Outcome != Locked && (res.Outcome != Retry || res.Reason != "network") {
-		a.works()
-	} else if res.Outcome == Retry {
-		a.unprobe()
-	}
-	switch res.Outcome {
-	case Sent:
+	switch v := judge(s.bell, r.Registered, res, now); v.fate {
+	case rung:
 		g.sent(b, r, s, res, now)
-	case Retry:
-		if res.After > 0 && !res.Device {
-			a.pause(min(res.After, 5*time.Minute), "")
-		}
-		g.again(b, r, res, now)
-	case TooLarge:
+	case again:
 		g.mu.Lock()
-		b.Small = s.bell.Small + 1
-		small := b.Small
+		b.Tries, b.Small = v.tries, v.small
+		g.record(b, "send", no(v.reason), v.because)
 		g.mu.Unlock()
-		if small > 2 {
-			g.bury(b, *r, "too_large")
-			return
+		g.later(b, v.at)
+	case forgotten:
+		a.warnOf(res)
+		if g.forget(r, res.Reason) {
+			g.finish(b, "send", no(v.reason), v.because)
+		} else { // the device has registered another one meanwhile: that is rung
+			g.later(b, now)
 		}
-		g.later(b, now)
-	case Gone:
-		if res.Since.IsZero() || r.Registered < res.Since.UnixMilli() {
-			g.lost(b, r, "address_gone", res.Reason, now)
-			return
-		}
-		g.again(b, r, res, now) // it was registered after that: the provider is behind
-	case Misplaced:
-		g.log.Warn("a push address belongs to another app: it is dropped; many of these mean a wrong configuration", "provider", a.Provider, "app", a.Name, "reason", res.Reason)
-		g.lost(b, r, "address_misplaced", res.Reason, now)
-	case Rejected:
-		g.bury(b, *r, res.Reason)
-	case Locked:
-		a.pause(probeEvery, res.Reason)
-		g.mu.Lock()
-		g.record(b, "send", no("circuit_open"), res.Reason)
-		g.mu.Unlock()
-		g.later(b, now) // it waits in the app's queue
+	case dropped:
+		g.finish(b, "send", no(v.reason), v.because)
+	case buried:
+		g.bury(b, r, v.because)
 	}
 }
 
-// lost forgets a dead address and ends the bell; if the device has registered
-// another one meanwhile, that is rung.
-func (g *Gateway) lost(b *bell, r *Registration, why, reason string, now time.Time) {
-	if g.forget(r, reason) {
-		g.finish(b, "send", no(why), reason)
-		return
+// attempt sends once.
+func (a *App) attempt(ctx context.Context, p *Push, ev Events) Result {
+	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	defer cancel()
+	begun := time.Now()
+	res := a.Sender.Send(ctx, p)
+	if fn := ev.Sent; fn != nil {
+		fn(a.Provider, a.Name, outcomeName(res.Outcome, res.Reason), time.Since(begun))
 	}
-	g.later(b, now)
+	return res
+}
+
+func (c *circuit) warnOf(res Result) {
+	if res.Outcome == Misplaced {
+		c.log.Warn("a push address belongs to another app: it is dropped; many of these mean a wrong configuration", "provider", c.of, "app", c.app, "reason", res.Reason)
+	}
 }
 
 func outcomeName(o Outcome, reason string) string {
@@ -385,7 +247,7 @@ func (g *Gateway) sent(b *bell, r *Registration, s scene, res Result, now time.T
 		notes = append(notes, gone(noteShown+b.key.name()))
 	}
 	if !b.off && b.Last > s.bell.Last { // newer ones came while it was sent
-		b.First, b.Count, b.Tries, b.Small = s.bell.Last+1, int(b.Last-s.bell.Last), 0, 0
+		b.rest(s.bell)
 		b.busy = false
 		b.Due = now.UnixMilli()
 		notes = append(notes, g.put(b))
@@ -397,41 +259,25 @@ func (g *Gateway) sent(b *bell, r *Registration, s scene, res Result, now time.T
 	g.save(notes)
 }
 
-// Retries: full jitter between 0 and a bound that doubles.
-const (
-	retryFirst = time.Second
-	retryMax   = 15 * time.Minute
-)
+// rest is what of a bell is left when it has rung as it was.
+func (b *bell) rest(was *bell) {
+	b.First, b.Count, b.Tries, b.Small = was.Last+1, int(b.Last-was.Last), 0, 0
+}
 
-// again puts a bell back for another attempt, unless it would be too late.
-func (g *Gateway) again(b *bell, r *Registration, res Result, now time.Time) {
-	g.mu.Lock()
-	bound := min(retryFirst<<min(b.Tries, 20), retryMax)
-	b.Tries++
-	delay := res.After + time.Duration(rand.Int64N(int64(bound)))
-	late := now.Add(delay).UnixMilli() > b.Expires
-	g.record(b, "send", no("retry"), res.Reason)
-	g.mu.Unlock()
-	if late {
-		if b.Kind == Call {
-			g.finish(b, "send", no("expired"), res.Reason)
-			return
-		}
-		g.bury(b, *r, "expired after "+res.Reason)
-		return
-	}
-	g.later(b, now.Add(delay))
+// letter is the bell as one that could not be rung.
+func (b *bell) letter(r *Registration, reason string, now time.Time) DeadLetter {
+	return DeadLetter{ID: fmt.Sprintf("%013d-%08x", now.UnixMilli(), rand.Uint32()), At: now.UnixMilli(), Device: b.key.dev, Conv: b.key.conv,
+		First: b.First, Last: b.Last, From: b.From, Kind: b.Kind, Mention: b.Mention, Provider: r.Provider, App: r.App, Reason: reason}
 }
 
 // maxDead is how many dead letters are kept; the oldest go first.
 const maxDead = 10_000
 
 // bury puts a bell into the list of those that could not be rung.
-func (g *Gateway) bury(b *bell, r Registration, reason string) {
+func (g *Gateway) bury(b *bell, r *Registration, reason string) {
 	now := g.opt.Now()
 	g.mu.Lock()
-	l := DeadLetter{ID: fmt.Sprintf("%013d-%08x", now.UnixMilli(), rand.Uint32()), At: now.UnixMilli(), Device: b.key.dev, Conv: b.key.conv,
-		First: b.First, Last: b.Last, From: b.From, Kind: b.Kind, Mention: b.Mention, Provider: r.Provider, App: r.App, Reason: reason}
+	l := b.letter(r, reason, now)
 	g.record(b, "record", no("dead_letter"), reason)
 	notes := append(g.drop(b), note(noteDead+l.ID, &l))
 	g.dead++
