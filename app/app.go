@@ -59,6 +59,7 @@ type App struct {
 	addrs     Addrs
 
 	ready   chan struct{}
+	lost    chan error     // the store is another's now; holds one
 	pending []func() error // HTTP servers to run
 	undo    []func() error // clean-up, last first
 }
@@ -68,11 +69,12 @@ type Addrs struct {
 	MQTT, MQTTS, HTTP, Metrics string
 }
 
-// New opens the store and the listeners and wires the rooms. It starts nothing:
-// connections wait until Run. What it opened is closed by Run, or by itself if
-// it fails.
-func New(o Options) (_ *App, err error) {
-	a := &App{cfg: o.Config, log: o.Log, version: o.Version, metrics: newMetrics(o.Version), ready: make(chan struct{})}
+// New opens the store, takes its seat, opens the listeners and wires the rooms. It
+// starts nothing: connections wait until Run. What it opened is closed by Run, or
+// by itself if it fails. It waits, until ctx is done, for the seat of a server
+// that is silent.
+func New(ctx context.Context, o Options) (_ *App, err error) {
+	a := &App{cfg: o.Config, log: o.Log, version: o.Version, metrics: newMetrics(o.Version), ready: make(chan struct{}), lost: make(chan error, 1)}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
@@ -81,8 +83,8 @@ func New(o Options) (_ *App, err error) {
 			_ = a.cleanup()
 		}
 	}()
-	for _, step := range []func() error{a.openStore, a.makeRooms, a.makeFaces, a.listen} {
-		if err := step(); err != nil {
+	for _, step := range []func(context.Context) error{a.openStore, a.makeRooms, a.makeFaces, a.listen} {
+		if err := step(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -100,7 +102,7 @@ func (a *App) cleanup() error {
 	return errors.Join(errs...)
 }
 
-func (a *App) openStore() error {
+func (a *App) openStore(ctx context.Context) error {
 	st, err := openStore(a.cfg, a.log, storeEvents{
 		committed: a.metrics.committed, failed: func(error) { a.metrics.commitFail.Inc() }, announce: a.announce, mongo: a.metrics.mongo(a.cfg.Store.Embedded()),
 	})
@@ -109,13 +111,15 @@ func (a *App) openStore() error {
 	}
 	a.store = st
 	a.onCleanup(st.Close)
-	return nil
+	if err := st.TakeSeat(ctx, "parley serve", func(err error) { a.lost <- err }); err != nil {
+		return err
+	}
+	return whole(ctx, st)
 }
 
 // makeRooms makes what decides and carries.
-func (a *App) makeRooms() error {
+func (a *App) makeRooms(ctx context.Context) error {
 	cfg, m := a.cfg, a.metrics
-	ctx := context.Background()
 	var err error
 	a.auth, err = auth.New(ctx, auth.Options{Store: a.store, Log: a.log, TokenTTL: cfg.Auth.TokenTTL, RefreshTTL: cfg.Auth.RefreshTTL, Revoked: a.revoked})
 	if err != nil {
@@ -131,7 +135,7 @@ func (a *App) makeRooms() error {
 			Behind:  func(d int) { m.behind.Add(float64(d)) },
 		},
 	})
-	if err := a.openPush(); err != nil {
+	if err := a.openPush(ctx); err != nil {
 		return err
 	}
 	var carry chat.Courier = a.delivery
@@ -188,7 +192,7 @@ func rules(list []configs.Rule) plain.Rules {
 }
 
 // makeFaces makes what the outside sees.
-func (a *App) makeFaces() error {
+func (a *App) makeFaces(ctx context.Context) error {
 	cfg, m := a.cfg, a.metrics
 	proxies, err := configs.Prefixes(cfg.HTTP.TrustedProxies)
 	if err != nil {
@@ -234,12 +238,12 @@ func (a *App) makeFaces() error {
 	m.gauge("plain_subscribers", "Devices with subscriptions in the plain space.", func() float64 { return float64(a.plain.Subscriptions()) })
 	m.gauge("retained_messages", "Retained messages of the plain space.", func() float64 { return float64(a.plain.RetainedCount()) })
 	m.counter("messages_delivered_total", "Entries written to devices, first time or again.", func() float64 { return float64(a.delivery.Delivered()) })
-	return a.gate.Restore(context.Background(), a.store)
+	return a.gate.Restore(ctx, a.store)
 }
 
 // listen opens every listener, so that an address in use is known before
 // anything runs.
-func (a *App) listen() error {
+func (a *App) listen(context.Context) error {
 	cfg := a.cfg
 	a.limits = broker.NewLimits(cfg.MQTT.MaxConnections, cfg.MQTT.MaxPerIP)
 	proxies, err := configs.Prefixes(cfg.MQTT.ProxyProtocol)
@@ -359,7 +363,7 @@ func (a *App) Run(ctx context.Context) error {
 	accept, stopAccept := context.WithCancel(ctx)
 	defer stopAccept()
 	var living, listening sync.WaitGroup
-	failed := make(chan error, len(a.listeners)+len(a.pending)+4)
+	failed := make(chan error, len(a.listeners)+len(a.pending))
 
 	living.Go(func() { _ = a.delivery.Run(rooms) })
 	living.Go(func() { _ = a.gate.Run(rooms) })
@@ -392,6 +396,9 @@ func (a *App) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 		a.log.Error("a listener failed", "error", err)
+	case err = <-a.lost:
+		// What is in memory here may be untrue by now, and nothing can be committed:
+		// clients are sent away, to find the other server.
 	}
 	a.log.Info("stopping")
 	stopAccept()

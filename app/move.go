@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"time"
 
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
@@ -104,15 +105,25 @@ const (
 	moveLine = 256 << 20
 )
 
-// Import reads what Export wrote into st, which must be empty, and then reads st
-// back and compares.
+// Import reads what Export wrote into st, which must be empty or hold a part of
+// the same import, and then reads st back and compares. Until that has succeeded
+// the store says that it is partial, and no server takes it.
 func Import(ctx context.Context, st store.Store, r io.Reader, progress func(kind string)) (*Sums, error) {
-	empty, err := st.Empty(ctx)
+	began, err := st.Partial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if !empty {
-		return nil, im.Refuse(im.Conflict, "not_empty", "the store is not empty: import into a new one")
+	if began == "" {
+		empty, err := st.Empty(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !empty {
+			return nil, im.Refuse(im.Conflict, "not_empty", "the store is not empty: import into a new one")
+		}
+		if err := st.SetPartial(ctx, "the import that began on "+time.Now().UTC().Format(time.RFC3339)+" has not ended"); err != nil {
+			return nil, err
+		}
 	}
 	want, err := load(ctx, st, r, progress)
 	if err != nil {
@@ -129,9 +140,9 @@ func Import(ctx context.Context, st store.Store, r io.Reader, progress func(kind
 	}
 	got.finish()
 	if !got.Same(want) {
-		return nil, fmt.Errorf("the store does not hold what the file says: %v, want %v; hash %s, want %s", got.Counts, want.Counts, got.Hash, want.Hash)
+		return nil, fmt.Errorf("the store does not hold what the file says: %v, want %v; hash %s, want %s. Import into an empty store: drop the database, or remove the directory store in data_dir", got.Counts, want.Counts, got.Hash, want.Hash)
 	}
-	return got, nil
+	return got, st.SetPartial(ctx, "")
 }
 
 func load(ctx context.Context, st store.Store, r io.Reader, progress func(kind string)) (*Sums, error) {

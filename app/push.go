@@ -21,7 +21,7 @@ import (
 )
 
 // openPush makes the gateway; without apps there is none.
-func (a *App) openPush() error {
+func (a *App) openPush(ctx context.Context) error {
 	cfg := a.cfg.Push
 	if len(cfg.Apps) == 0 {
 		return nil
@@ -41,7 +41,7 @@ func (a *App) openPush() error {
 			a.reloads = append(a.reloads, &keyFile{app: c.Name, path: keyPath(c), load: reload})
 		}
 	}
-	g, err := pushgw.New(context.Background(), o)
+	g, err := pushgw.New(ctx, o)
 	if err != nil {
 		return err
 	}

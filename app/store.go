@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -27,9 +28,46 @@ type storeEvents struct {
 	mongo     mongostore.Events // the rest of MongoDB's
 }
 
-// OpenStore opens the store that the configuration names.
-func OpenStore(cfg *configs.Config, log *slog.Logger) (store.Store, error) {
-	return openStore(cfg, log, storeEvents{})
+// OpenStore opens the store that the configuration names, to look into it. A
+// store that is not whole is refused.
+func OpenStore(ctx context.Context, cfg *configs.Config, log *slog.Logger) (store.Store, error) {
+	st, err := openStore(cfg, log, storeEvents{})
+	if err != nil {
+		return nil, err
+	}
+	return closeUnless(st, whole(ctx, st))
+}
+
+// HoldStore opens the store for a process that wants it for itself, to change it
+// or to see it at rest: it takes the seat, and doing says for what. A server that
+// runs, here or on another machine, is named in the error. partial lets a store
+// pass that is not whole.
+func HoldStore(ctx context.Context, cfg *configs.Config, log *slog.Logger, doing string, partial bool) (store.Store, error) {
+	st, err := openStore(cfg, log, storeEvents{})
+	if err != nil {
+		return nil, err
+	}
+	err = st.TakeSeat(ctx, doing, nil)
+	if err == nil && !partial {
+		err = whole(ctx, st)
+	}
+	return closeUnless(st, err)
+}
+
+func closeUnless(st store.Store, err error) (store.Store, error) {
+	if err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	return st, nil
+}
+
+// whole refuses a store that an import has filled in part.
+func whole(ctx context.Context, st store.Store) error {
+	why, err := st.Partial(ctx)
+	if err != nil || why == "" {
+		return err
+	}
+	return im.Refuse(im.Unsupported, "store_partial", "the store holds a part of an installation only: %s. Run parley import with the same file again to finish it, or start over with an empty store: drop the database, or remove the directory store in data_dir", why)
 }
 
 func openStore(cfg *configs.Config, log *slog.Logger, ev storeEvents) (store.Store, error) {
@@ -48,7 +86,7 @@ func openStore(cfg *configs.Config, log *slog.Logger, ev storeEvents) (store.Sto
 		return nil, err
 	}
 	ev.mongo.Committed, ev.mongo.CommitFailed, ev.mongo.Announce = ev.committed, ev.failed, ev.announce
-	st, err := mongostore.Open(context.Background(), uri, mongostore.Options{Timeout: cfg.Store.Timeout, Log: log, Events: ev.mongo})
+	st, err := mongostore.Open(context.Background(), uri, mongostore.Options{Timeout: cfg.Store.Timeout, Seat: cfg.Store.Seat, Log: log, Events: ev.mongo})
 	if err != nil {
 		return nil, err
 	}

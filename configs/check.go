@@ -43,7 +43,7 @@ func (c *Config) check(where map[string]string) Faults {
 		want(n >= 1 && n <= 65535, key, "it is 1 to 65535, not %d", n)
 	}
 	for key, d := range map[string]time.Duration{"mqtt.connect_timeout": c.MQTT.ConnectTimeout, "mqtt.write_timeout": c.MQTT.WriteTimeout, "auth.token_ttl": c.Auth.TokenTTL,
-		"auth.refresh_ttl": c.Auth.RefreshTTL, "sessions.forget_after": c.Sessions.ForgetAfter, "store.dedupe": c.Store.Dedupe, "store.timeout": c.Store.Timeout} {
+		"auth.refresh_ttl": c.Auth.RefreshTTL, "sessions.forget_after": c.Sessions.ForgetAfter, "store.dedupe": c.Store.Dedupe, "store.timeout": c.Store.Timeout, "store.seat": c.Store.Seat} {
 		want(d >= time.Second, key, "it is at least 1s, not %s", d)
 	}
 	want(c.MQTT.KeepAliveMax == 0 || (c.MQTT.KeepAliveMax >= time.Second && c.MQTT.KeepAliveMax <= 65535*time.Second), "mqtt.keepalive_max", "it is 0, or 1s to 65535s")

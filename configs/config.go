@@ -67,6 +67,7 @@ type Store struct {
 	MinFree   Size          `yaml:"min_free" help:"disk space below which nothing is accepted any more; embedded store"`
 	Dedupe    time.Duration `yaml:"dedupe" help:"how long a sender's message id is remembered, at least"`
 	Timeout   time.Duration `yaml:"timeout" help:"how long MongoDB may take before a publish is refused"`
+	Seat      time.Duration `yaml:"seat" help:"how long the server on a MongoDB database may be silent before another may take its place"`
 	Retention Retention     `yaml:"retention"`
 }
 
@@ -227,7 +228,7 @@ func Defaults() Config {
 		HTTP:     HTTP{Addr: "127.0.0.1:8080"},
 		Metrics:  Metrics{Addr: "127.0.0.1:9090"},
 		Push:     Push{Privacy: "sender", GraceOnline: 4 * time.Second, GraceActive: 20 * time.Second, LargeGroup: 100, TTL: 24 * time.Hour, SealedTypes: []string{"application/vnd.parley.sealed"}},
-		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second},
+		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second, Seat: 10 * time.Second},
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},
 		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 100, Burst: 2000, BytesPerSecond: 16 << 20, Subscriptions: 100, GroupMembers: 10_000,

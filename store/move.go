@@ -23,6 +23,12 @@ type Mover interface {
 
 	// Empty reports whether there is no user and no conversation.
 	Empty(ctx context.Context) (bool, error)
+
+	// SetPartial notes that the store does not hold all that it should, and why: a
+	// Load that has begun. "" takes the note away. It is no record. Durable on return.
+	SetPartial(ctx context.Context, why string) error
+	// Partial returns the note, "" if there is none.
+	Partial(ctx context.Context) (string, error)
 }
 
 // Record is one thing of a store. Exactly one field is set.

@@ -16,6 +16,7 @@ type Store interface {
 	Notes
 	Tasks
 	Mover
+	Seats
 
 	// Commit writes tx whole or not at all and returns once it is durable.
 	// Rows carry the version they were read with; if one has changed since
@@ -415,6 +416,24 @@ type Task struct {
 
 // Never, as Task.At, is a time that does not come.
 const Never = int64(1<<63 - 1)
+
+// Seats is the right to be the one process that uses a store: what a server keeps
+// in memory (who may do what, who is connected) is true only while nobody else
+// writes. An engine that only one process can open gives it with Open.
+type Seats interface {
+	// TakeSeat takes the seat for a process that is doing what doing says, such as
+	// "parley serve"; the store renews it and gives it up at Close. It fails with
+	// Unavailable, code "seat_taken", whose reason names the holder and what to do;
+	// as long as a holder is silent it blocks, until the holder is renewed, or is
+	// over and the seat is taken.
+	//
+	// A process that cannot renew its seat has every write refused with Unavailable,
+	// code "seat_lapsed", and Ping says so, before anybody else can have taken it;
+	// both end when it is renewed. Once somebody else has it, writes are refused for
+	// ever with code "seat_lost", and lost, which may be nil, is called once, from a
+	// goroutine of the store. Without TakeSeat nothing is refused.
+	TakeSeat(ctx context.Context, doing string, lost func(error)) error
+}
 
 // Checkpointer is met by engines that can copy themselves while in use.
 type Checkpointer interface {

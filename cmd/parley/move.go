@@ -25,7 +25,7 @@ func newExportCmd() *cobra.Command {
 			"it is made readable for you alone. Its last line has counts and a hash, which parley import compares.",
 		Args: exactly(1, "name the file to write, or -"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			return withStore(cmd, func(ctx context.Context, st store.Store, progress *progress) error {
+			return withStore(cmd, false, func(ctx context.Context, st store.Store, progress *progress) error {
 				out := io.Writer(cmd.OutOrStdout())
 				var f *os.File
 				if args[0] != "-" {
@@ -68,7 +68,7 @@ func newImportCmd() *cobra.Command {
 				defer func() { _ = f.Close() }()
 				in = f
 			}
-			return withStore(cmd, func(ctx context.Context, st store.Store, progress *progress) error {
+			return withStore(cmd, true, func(ctx context.Context, st store.Store, progress *progress) error {
 				sums, err := app.Import(ctx, st, in, progress.count)
 				progress.end()
 				if err == nil {
@@ -82,8 +82,9 @@ func newImportCmd() *cobra.Command {
 	return cmd
 }
 
-// withStore opens the store of a stopped server.
-func withStore(cmd *cobra.Command, fn func(context.Context, store.Store, *progress) error) error {
+// withStore opens the store of a stopped server, for this command alone; partial:
+// also one that an import left.
+func withStore(cmd *cobra.Command, partial bool, fn func(context.Context, store.Store, *progress) error) error {
 	cfg, err := loadConfig(cmd)
 	if err != nil {
 		return err
@@ -91,7 +92,7 @@ func withStore(cmd *cobra.Command, fn func(context.Context, store.Store, *progre
 	if srv, ok := findServer(cmd.Context(), cfg.DataDir); ok {
 		return fmt.Errorf("a server is running there (%s): stop it first", srv.URL)
 	}
-	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
+	st, err := app.HoldStore(cmd.Context(), cfg, logging.New(os.Stderr, "warn", cfg.Log.Format), cmd.CommandPath(), partial)
 	if err != nil {
 		return err
 	}

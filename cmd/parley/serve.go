@@ -36,8 +36,11 @@ func serve(cmd *cobra.Command, _ []string) error {
 	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	a, err := app.New(app.Options{Config: cfg, Log: log, Version: versionString()})
+	a, err := app.New(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
 		return err
 	}
 	go func() {

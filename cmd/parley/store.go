@@ -13,7 +13,6 @@ import (
 
 	"github.com/parley-im/parley/app"
 	"github.com/parley-im/parley/configs"
-	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/internal/logging"
 	"github.com/parley-im/parley/store"
 	"github.com/parley-im/parley/store/pebblestore"
@@ -70,7 +69,7 @@ func reportDatabase(cmd *cobra.Command, cfg *configs.Config) error {
 	if len(faults) > 0 {
 		return fmt.Errorf("the store has %s", plural(len(faults), "fault"))
 	}
-	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
+	st, err := app.OpenStore(cmd.Context(), cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
 	if err != nil {
 		return err
 	}
@@ -116,7 +115,7 @@ func newBackupCmd() *cobra.Command {
 					return err
 				}
 			} else {
-				st, err := app.OpenStore(cfg, logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format))
+				st, err := app.OpenStore(cmd.Context(), cfg, logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format))
 				if err != nil {
 					return err
 				}
@@ -215,6 +214,3 @@ func copyFile(from, to string) (err error) {
 	}
 	return out.Sync()
 }
-
-// locked reports whether err says that a server uses the store.
-func locked(err error) bool { return im.CodeOf(err) == "store_locked" }

@@ -44,8 +44,9 @@ type accounts interface {
 	revoke(ctx context.Context, user im.UserID) error
 }
 
-// withAccounts finds the road: a running server, else the store.
-func withAccounts(cmd *cobra.Command, fn func(ctx context.Context, acc accounts) error) error {
+// withAccounts finds the road: a running server, else the store. To change it
+// this has to be the only process that does: a server keeps accounts in memory.
+func withAccounts(cmd *cobra.Command, change bool, fn func(ctx context.Context, acc accounts) error) error {
 	cfg, err := loadConfig(cmd)
 	if err != nil {
 		return err
@@ -54,9 +55,17 @@ func withAccounts(cmd *cobra.Command, fn func(ctx context.Context, acc accounts)
 	if srv, ok := findServer(ctx, cfg.DataDir); ok {
 		return fn(ctx, srv)
 	}
-	st, err := app.OpenStore(cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
-	if locked(err) {
+	log := logging.New(os.Stderr, "warn", cfg.Log.Format)
+	open := func() (store.Store, error) { return app.OpenStore(ctx, cfg, log) }
+	if change {
+		open = func() (store.Store, error) { return app.HoldStore(ctx, cfg, log, cmd.CommandPath(), false) }
+	}
+	st, err := open()
+	switch im.CodeOf(err) {
+	case "store_locked":
 		return fmt.Errorf("%w (a server runs there but its HTTP listener does not answer)", err)
+	case "seat_taken":
+		return fmt.Errorf("%w; or run this command where that server runs, with its data_dir: it is then done through the server", err)
 	}
 	if err != nil {
 		return err
@@ -81,7 +90,7 @@ func newUserAddCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = withAccounts(cmd, func(ctx context.Context, acc accounts) error {
+			err = withAccounts(cmd, true, func(ctx context.Context, acc accounts) error {
 				return acc.add(ctx, im.UserID(args[0]), password, name, role)
 			})
 			if err != nil {
@@ -133,7 +142,7 @@ func newUserListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List accounts", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withAccounts(cmd, func(ctx context.Context, acc accounts) error {
+			return withAccounts(cmd, false, func(ctx context.Context, acc accounts) error {
 				return acc.list(ctx, func(user im.UserID, name, role string, disabled bool) {
 					state := ""
 					if disabled {
@@ -157,7 +166,7 @@ func newUserPasswdCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = withAccounts(cmd, func(ctx context.Context, acc accounts) error {
+			err = withAccounts(cmd, true, func(ctx context.Context, acc accounts) error {
 				return acc.setPassword(ctx, im.UserID(args[0]), password)
 			})
 			if err == nil && made {
@@ -179,7 +188,7 @@ func newUserDisableCmd(disable bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: exactly(1, "name the user"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withAccounts(cmd, func(ctx context.Context, acc accounts) error {
+			return withAccounts(cmd, true, func(ctx context.Context, acc accounts) error {
 				return acc.setDisabled(ctx, im.UserID(args[0]), disable)
 			})
 		},
@@ -192,7 +201,7 @@ func newUserRevokeCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "revoke NAME", Short: "End everything issued to an account and disconnect it", Args: exactly(1, "name the user"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withAccounts(cmd, func(ctx context.Context, acc accounts) error { return acc.revoke(ctx, im.UserID(args[0])) })
+			return withAccounts(cmd, true, func(ctx context.Context, acc accounts) error { return acc.revoke(ctx, im.UserID(args[0])) })
 		},
 	}
 	addConfigFlags(cmd)

@@ -152,32 +152,16 @@ func TestMongoDBGoesAway(t *testing.T) {
 	a, b := alice.Connect("phone"), bob.Connect("phone")
 	a.Publish("dm/bob", "before")
 	b.Expect("dm/alice", "before")
-	ready := func() (int, string) {
-		status, body, err := (&Person{h: &House{t: t, HTTP: h.Metrics}}).call("GET", "/readyz", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return status, string(body)
-	}
 	srv.Proxy.Down()
 	a.Post(message{topic: "dm/bob/id/x", body: "during", qos: 1, id: 7})
 	if code := a.Gone(); code != 0x88 && code != 0x89 {
 		t.Errorf("DISCONNECT 0x%02x", code)
 	}
-	if status, body := ready(); status != 503 || !strings.Contains(body, "database") {
+	if status, body := h.ready(t); status != 503 || !strings.Contains(body, "database") {
 		t.Errorf("/readyz: %d %s", status, body)
 	}
 	srv.Proxy.Up()
-	deadline := time.Now().Add(patience)
-	for {
-		if status, _ := ready(); status == 200 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("not ready again")
-		}
-		time.Sleep(20 * time.Millisecond) // a poll of the condition
-	}
+	h.waitReady(t, 200)
 	a = alice.Connect("phone")
 	if out := a.Send(message{topic: "dm/bob/id/x", body: "during", qos: 1}); out.Code != 0 || out.Seq != 2 {
 		t.Errorf("%+v", out)

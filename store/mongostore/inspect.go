@@ -29,7 +29,7 @@ func Inspect(ctx context.Context, uri string, o Options) (faults []string, err e
 		SetName string `bson:"setName"`
 		Msg     string `bson:"msg"`
 	}
-	err = s.retry(ctx, "hello", func(ctx context.Context) error {
+	err = s.ask(ctx, "hello", func(ctx context.Context) error {
 		return s.db.RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Decode(&hello)
 	})
 	if err != nil {

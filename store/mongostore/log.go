@@ -97,7 +97,7 @@ const noEnd = im.Seq(1<<63 - 1)
 
 // read runs a query and decodes all of what it finds.
 func read[T any](ctx context.Context, s *Store, op string, coll *mongo.Collection, filter any, opts ...options.Lister[options.FindOptions]) (out []T, err error) {
-	err = s.retry(ctx, op, func(ctx context.Context) error {
+	err = s.ask(ctx, op, func(ctx context.Context) error {
 		out = nil
 		cur, err := coll.Find(ctx, filter, opts...)
 		if err != nil {
@@ -110,7 +110,7 @@ func read[T any](ctx context.Context, s *Store, op string, coll *mongo.Collectio
 
 // one reads a document by its filter; found is false if there is none.
 func one[T any](ctx context.Context, s *Store, op string, coll *mongo.Collection, filter any, opts ...options.Lister[options.FindOneOptions]) (v T, found bool, err error) {
-	err = s.retry(ctx, op, func(ctx context.Context) error {
+	err = s.ask(ctx, op, func(ctx context.Context) error {
 		var zero T
 		v = zero
 		err := coll.FindOne(ctx, filter, opts...).Decode(&v)
@@ -134,7 +134,7 @@ func (s *Store) Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, 
 	if after >= noEnd {
 		return nil, nil
 	}
-	err = s.retry(ctx, "Range", func(ctx context.Context) (err error) {
+	err = s.ask(ctx, "Range", func(ctx context.Context) (err error) {
 		out = nil
 		o := options.Find().SetSort(bson.D{{Key: "_id", Value: 1}}).SetLimit(int64(limit)).SetBatchSize(int32(min(limit, 256)))
 		cur, err := s.messages.Find(ctx, between(conv, after+1, noEnd), o)

@@ -37,6 +37,30 @@ func (s *Store) Empty(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
+// partialDoc is a document of meta.
+type partialDoc struct {
+	ID  string `bson:"_id"`
+	Why string `bson:"why"`
+}
+
+// SetPartial: a method of store.Mover.
+func (s *Store) SetPartial(ctx context.Context, why string) error {
+	return s.retry(ctx, "SetPartial", func(ctx context.Context) error {
+		if why == "" {
+			_, err := s.meta.DeleteOne(ctx, byID("partial"))
+			return err
+		}
+		_, err := s.meta.ReplaceOne(ctx, byID("partial"), partialDoc{"partial", why}, options.Replace().SetUpsert(true))
+		return err
+	})
+}
+
+// Partial: a method of store.Mover.
+func (s *Store) Partial(ctx context.Context) (string, error) {
+	doc, _, err := one[partialDoc](ctx, s, "Partial", s.meta, byID("partial"))
+	return doc.Why, err
+}
+
 // Dump: a method of store.Mover. It reads no snapshot: nobody should be writing.
 func (s *Store) Dump(ctx context.Context, fn func(store.Record) error) error {
 	if err := s.finishOldTxs(ctx); err != nil {

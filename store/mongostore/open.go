@@ -49,6 +49,7 @@ type Options struct {
 	Timeout       time.Duration // how long an outcome may stay uncertain before Unavailable; default 10 s
 	Lease         time.Duration // for how long a writer says it may write to a conversation; default 30 s
 	Skew          time.Duration // by how much the clocks of two processes may differ; default 10 s
+	Seat          time.Duration // how long a holder of the seat may be silent before it is taken from it; default 10 s
 	Now           func() time.Time
 	Log           *slog.Logger
 	Events        Events
@@ -69,6 +70,7 @@ type Store struct {
 
 	writers writers
 	health  health
+	seat    seat
 	secret  sync.Mutex
 	closing context.Context
 	shut    context.CancelFunc
@@ -123,6 +125,9 @@ func setDefaults(o *Options) {
 	}
 	if o.Skew == 0 {
 		o.Skew = 10 * time.Second
+	}
+	if o.Seat == 0 {
+		o.Seat = DefaultSeat
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -223,6 +228,7 @@ func (s *Store) Close() error {
 	s.jobs.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), s.opt.Timeout)
 	defer cancel()
+	s.leaveSeat(ctx)
 	return s.client.Disconnect(ctx)
 }
 
@@ -265,6 +271,9 @@ func (s *Store) up() error {
 	if err := s.alive(); err != nil {
 		return err
 	}
+	if err := s.seated(); err != nil {
+		return err
+	}
 	s.health.mu.Lock()
 	defer s.health.mu.Unlock()
 	return s.health.down
@@ -276,6 +285,9 @@ func (s *Store) failed(op string, err error) error {
 	err = unavailable(op, err)
 	if s.closing.Err() != nil {
 		return gone()
+	}
+	if why := s.seated(); why != nil {
+		return why
 	}
 	s.health.mu.Lock()
 	first := s.health.down == nil
@@ -367,9 +379,19 @@ func transient(err error) bool {
 // retryable ones of the Retryable Writes specification and 64.)
 var transientCodes = []int{6, 7, 64, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 46, 50}
 
-// retry runs an idempotent operation until it is done, its error does not pass,
-// or Timeout is over (then Unavailable).
+// retry runs an idempotent write until it is done, its error does not pass,
+// Timeout is over (then Unavailable), or another process may have the seat.
 func (s *Store) retry(ctx context.Context, op string, fn func(context.Context) error) error {
+	return s.retryFor(ctx, s.opt.Timeout, op, func(ctx context.Context) error {
+		if err := s.seated(); err != nil {
+			return err
+		}
+		return fn(ctx)
+	})
+}
+
+// ask is retry for what only reads.
+func (s *Store) ask(ctx context.Context, op string, fn func(context.Context) error) error {
 	return s.retryFor(ctx, s.opt.Timeout, op, fn)
 }
 

@@ -302,7 +302,7 @@ func (s *Store) DevicesOf(ctx context.Context, u im.UserID) ([]store.Device, err
 
 // CountDevices: a method of store.Devices.
 func (s *Store) CountDevices(ctx context.Context, u im.UserID) (n int, err error) {
-	err = s.retry(ctx, "CountDevices", func(ctx context.Context) error {
+	err = s.ask(ctx, "CountDevices", func(ctx context.Context) error {
 		count, err := s.devices.CountDocuments(ctx, below(u, string(u), '/'))
 		n = int(count)
 		return err

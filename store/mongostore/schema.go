@@ -161,7 +161,7 @@ func (s *Store) missingIndexes(ctx context.Context) (missing []index, err error)
 
 func (s *Store) indexNames(ctx context.Context, coll string) (map[string]bool, error) {
 	names := map[string]bool{}
-	err := s.retry(ctx, "indexes", func(ctx context.Context) error {
+	err := s.ask(ctx, "indexes", func(ctx context.Context) error {
 		specs, err := s.rowsOf(coll).Indexes().ListSpecifications(ctx)
 		var se mongo.ServerError
 		if errors.As(err, &se) && se.HasErrorCode(26) { // NamespaceNotFound: no collection, no index

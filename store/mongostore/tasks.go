@@ -89,7 +89,7 @@ func (s *Store) EachTask(ctx context.Context, prefix string, fn func(store.Task)
 
 // CountTasks: a method of store.Tasks.
 func (s *Store) CountTasks(ctx context.Context, queue string, before int64) (n int, err error) {
-	err = s.retry(ctx, "CountTasks", func(ctx context.Context) error {
+	err = s.ask(ctx, "CountTasks", func(ctx context.Context) error {
 		count, err := s.tasks.CountDocuments(ctx, bson.D{{Key: "q", Value: queue}, {Key: "at", Value: bson.D{{Key: "$lt", Value: before}}}})
 		n = int(count)
 		return err

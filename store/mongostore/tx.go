@@ -110,6 +110,9 @@ func rowsOf(tx *store.Tx) (rows []txRow) {
 // Commit: a method of store.Store.
 func (s *Store) Commit(ctx context.Context, tx *store.Tx) error {
 	told, err := s.commit(context.WithoutCancel(ctx), tx)
+	if err == nil {
+		err = s.seated() // it may be another's since
+	}
 	if !told {
 		for _, a := range tx.Entries {
 			a.Err = err

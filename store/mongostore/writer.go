@@ -156,6 +156,9 @@ func (w *writers) work() {
 		}
 		begun := time.Now()
 		err := x.write(batch)
+		if err == nil {
+			err = w.s.seated() // it may be another's since
+		}
 		w.know(x, err)
 		x.tell(batch, err, begun)
 		w.rest(x)

@@ -35,6 +35,26 @@ func (s *Store) Empty(ctx context.Context) (empty bool, err error) {
 	return empty, err
 }
 
+// SetPartial: a method of store.Mover.
+func (s *Store) SetPartial(_ context.Context, why string) error {
+	return s.write(func(b *pebble.Batch) error {
+		if why == "" {
+			return b.Delete(key(tMeta, "partial"), nil)
+		}
+		return b.Set(key(tMeta, "partial"), []byte(why), nil)
+	})
+}
+
+// Partial: a method of store.Mover.
+func (s *Store) Partial(ctx context.Context) (why string, err error) {
+	err = s.view(ctx, func(db *pebble.DB) error {
+		v, err := get(db, key(tMeta, "partial"))
+		why = string(v)
+		return err
+	})
+	return why, err
+}
+
 // Dump: a method of store.Mover. It reads one snapshot.
 func (s *Store) Dump(ctx context.Context, fn func(store.Record) error) error {
 	var snap *pebble.Snapshot

@@ -384,6 +384,9 @@ func (s *Store) Ping(context.Context) error {
 	return s.free.check(s.dir, s.opt.MinFree, s.opt.Now())
 }
 
+// TakeSeat: a method of store.Seats. The lock of the directory is the seat.
+func (s *Store) TakeSeat(context.Context, string, func(error)) error { return nil }
+
 // Checkpoint writes a consistent copy into dir: a method of store.Checkpointer.
 func (s *Store) Checkpoint(ctx context.Context, dir string) error {
 	return s.view(ctx, func(db *pebble.DB) error {

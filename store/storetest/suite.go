@@ -62,6 +62,8 @@ func Run(t *testing.T, f Factory) {
 		{"due tasks are taken, the earliest first, and held until their time", testTakeTasks},
 		{"of many takers one gets a task", testTakeTasksRace},
 		{"conversations are walked in order", testEachConversation},
+		{"a partial store says so", testPartial},
+		{"who has the seat writes", testSeat},
 		{"after Close everything is Gone", testClosed},
 		{"large bodies", testLarge},
 	} {
@@ -991,4 +993,39 @@ func testNotes(t *testing.T, s store.Store) {
 		t.Errorf("%q", got)
 	}
 	must(t, s.PutNotes(ctx, nil, true))
+}
+
+func testPartial(t *testing.T, s store.Store) {
+	note := func() string {
+		t.Helper()
+		why, err := s.Partial(ctx)
+		must(t, err)
+		return why
+	}
+	if why := note(); why != "" {
+		t.Errorf("a new store is partial: %q", why)
+	}
+	must(t, s.SetPartial(ctx, "an import"))
+	must(t, s.SetPartial(ctx, "another"))
+	if why := note(); why != "another" {
+		t.Errorf("%q", why)
+	}
+	if empty, err := s.Empty(ctx); !empty || err != nil {
+		t.Errorf("the note makes the store look full: %v", err)
+	}
+	if rs := dump(t, s); len(rs) != 0 {
+		t.Errorf("the note is dumped: %+v", rs)
+	}
+	must(t, s.SetPartial(ctx, ""))
+	must(t, s.SetPartial(ctx, ""))
+	if why := note(); why != "" {
+		t.Errorf("%q", why)
+	}
+}
+
+func testSeat(t *testing.T, s store.Store) {
+	must(t, s.TakeSeat(ctx, "a test", nil))
+	appendAll(t, s, entry(dm, "alice", "1"))
+	must(t, s.Ping(ctx))
+	must(t, s.Commit(ctx, &store.Tx{Users: []store.User{{ID: "alice"}}}))
 }

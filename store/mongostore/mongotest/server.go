@@ -31,30 +31,43 @@ type Server struct {
 	n     int
 }
 
+// ferret is the program, as long as a server runs.
 var ferret struct {
-	sync.Once
-	path string
-	err  error
+	sync.Mutex
+	path  string
+	users int
 }
 
-// build builds FerretDB once for all packages; the go command keeps the result.
-func build() (string, error) {
-	ferret.Do(func() {
-		_, here, _, _ := runtime.Caller(0)
-		src := filepath.Join(filepath.Dir(here), "..", "..", "..", "tools", "ferret")
-		dir, err := os.MkdirTemp("", "parley-ferret")
-		if err != nil {
-			ferret.err = err
-			return
-		}
-		ferret.path = filepath.Join(dir, "ferret")
-		cmd := exec.Command("go", "build", "-o", ferret.path, ".")
-		cmd.Dir = src
-		if out, err := cmd.CombinedOutput(); err != nil {
-			ferret.err = fmt.Errorf("build FerretDB: %w\n%s", err, out)
-		}
-	})
-	return ferret.path, ferret.err
+// build builds FerretDB for the first server; release removes it with the last.
+func build() (path string, err error) {
+	ferret.Lock()
+	defer ferret.Unlock()
+	if ferret.users > 0 {
+		ferret.users++
+		return ferret.path, nil
+	}
+	_, here, _, _ := runtime.Caller(0)
+	dir, err := os.MkdirTemp("", "parley-ferret")
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, "ferret")
+	cmd := exec.Command("go", "build", "-o", path, ".")
+	cmd.Dir = filepath.Join(filepath.Dir(here), "..", "..", "..", "tools", "ferret")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		_ = os.RemoveAll(dir)
+		return "", fmt.Errorf("build FerretDB: %w\n%s", err, out)
+	}
+	ferret.path, ferret.users = path, 1
+	return path, nil
+}
+
+func release() {
+	ferret.Lock()
+	defer ferret.Unlock()
+	if ferret.users--; ferret.users == 0 {
+		_ = os.RemoveAll(filepath.Dir(ferret.path))
+	}
 }
 
 // Main runs the tests of a package on a server of its own; for TestMain.
@@ -125,7 +138,7 @@ func Start() (*Server, error) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = os.RemoveAll(dir)
-		_ = os.RemoveAll(filepath.Dir(path))
+		release()
 	}}, nil
 }
 
