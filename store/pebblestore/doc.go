@@ -17,9 +17,11 @@
 //
 // # Keys
 //
-// An appended message is one key: table, conversation number, seq. The head of a
-// conversation is its last key, read once and then kept in memory; there is no
-// head row to write. Conversation ids are interned as numbers of eight bytes. A
+// What one commit appends to a conversation is one row: table, conversation
+// number, seq of the last of it. A message that comes alone is a row, and so is a
+// burst of up to 64, because what a row costs on its way through log, memtable,
+// flush and compactions is by the row. The head of a conversation is its last
+// key, read once and then kept in memory; there is no head row to write. Conversation ids are interned as numbers of eight bytes. A
 // dedupe row exists only for entries whose sender gave an id.
 //
 // # Failure

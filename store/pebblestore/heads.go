@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -16,8 +17,13 @@ type head struct {
 	num  uint64 // of the conversation; 0: it has no entry and no number yet
 	conv im.ConvID
 
-	assigned im.Seq // the sequencer's: the last seq given out
-	lastTS   int64  // the sequencer's: of that entry
+	pins atomic.Int32 // whoever may change it: a head with pins is not evicted
+
+	// The sequencer's.
+	assigned im.Seq // the last seq given out
+	lastTS   int64  // of that entry
+	batch    uint64 // the last batch that had to do with it
+	tail     int    // index into that batch's tails
 
 	// Under heads.mu.
 	seq    im.Seq // the last seq that is durable: what readers see. seq <= assigned
@@ -27,8 +33,9 @@ type head struct {
 }
 
 // heads keeps the heads of conversations in use. A head is loaded from disk once
-// and may be evicted only when nothing of it is in flight, so that loading it
-// again finds exactly what is durable.
+// and may be evicted only when nobody is about to change it and nothing of it is
+// in flight, so that loading it again finds exactly what is durable, and what is
+// changed is what is in the map.
 type heads struct {
 	mu      sync.RWMutex
 	m       map[im.ConvID]*head
@@ -69,6 +76,26 @@ func (h *heads) load(db *pebble.DB, conv im.ConvID) (*head, error) {
 	}
 }
 
+// hold is load for those who will change the head. They release it afterwards.
+func (h *heads) hold(db *pebble.DB, conv im.ConvID) (*head, error) {
+	for {
+		h.mu.RLock()
+		x := h.m[conv]
+		if x != nil {
+			x.pins.Add(1) // evict holds the lock for writing
+		}
+		h.mu.RUnlock()
+		if x != nil {
+			return x, nil
+		}
+		if _, err := h.load(db, conv); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (x *head) release() { x.pins.Add(-1) }
+
 // durable is what readers see of a head. Caller holds heads.mu.
 func (x *head) durable() store.Head { return store.Head{Seq: x.seq, TS: x.ts, ReadTS: x.readTS} }
 
@@ -87,11 +114,11 @@ func (h *heads) cached(convs []im.ConvID, out []store.Head) int {
 	return len(convs)
 }
 
-// evict drops some idle heads; a map's order is random enough. Caller holds mu.
+// evict drops some unused heads; a map's order is random enough. Caller holds mu.
 func (h *heads) evict() {
 	n := h.max/64 + 1
 	for conv, x := range h.m {
-		if x.assigned == x.seq {
+		if x.pins.Load() == 0 {
 			delete(h.m, conv)
 			h.evicted++
 			if n--; n == 0 {
@@ -134,18 +161,18 @@ func readHead(db pebble.Reader, conv im.ConvID) (*head, error) {
 		return nil, err
 	}
 	if it.Last() {
-		v, err := it.ValueAndErr()
-		if err != nil {
-			_ = it.Close()
-			return nil, err
+		r, err := rowAt(it, conv)
+		var e *im.Entry
+		if err == nil {
+			err = r.skip(r.last - 1)
 		}
-		seq := seqOf(it.Key())
-		e, err := decodeEntry(conv, seq, v)
-		if err != nil {
-			_ = it.Close()
-			return nil, err
+		if err == nil {
+			e, err = r.entry()
 		}
-		h.assigned, h.lastTS = max(seq, h.assigned), e.TS
+		if err != nil {
+			return nil, errors.Join(err, it.Close())
+		}
+		h.assigned, h.lastTS = max(e.Seq, h.assigned), e.TS
 	}
 	h.seq, h.ts = h.assigned, h.lastTS
 	return h, errors.Join(it.Error(), it.Close())

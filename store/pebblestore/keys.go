@@ -9,7 +9,7 @@ import (
 // Tables: the first byte of every key. Never renumber.
 const (
 	tMeta     = 0x00 // name → value
-	tMsg      = 0x01 // conv number, seq → entry
+	tMsg      = 0x01 // conv number, seq of the last → entries of one commit
 	tConv     = 0x02 // conversation id → number
 	tFloor    = 0x04 // conv number → floor seq, ts of the last entry trimmed
 	tReadTS   = 0x05 // conv number → ts of the last move of a watermark

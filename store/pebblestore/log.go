@@ -3,7 +3,7 @@ package pebblestore
 import (
 	"context"
 	"errors"
-	"slices"
+	"math"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -18,68 +18,71 @@ func (s *Store) Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, 
 		if err != nil {
 			return err
 		}
-		num, end, _ := s.heads.bounds(h)
-		if num == 0 || after >= end || limit <= 0 {
-			return nil
-		}
-		it, err := db.NewIter(&pebble.IterOptions{LowerBound: msgKey(num, after+1), UpperBound: msgKey(num, end+1)})
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, it.Close()) }()
-		out = make([]*im.Entry, 0, min(limit, int(end-after), 256))
-		bytes := 0
-		for ok := it.First(); ok && len(out) < limit && (len(out) == 0 || bytes < maxBytes); ok = it.Next() {
-			e, err := entryAt(it, conv)
-			if err != nil {
-				return err
-			}
-			bytes += e.Size()
-			out = append(out, e)
-		}
-		return it.Error()
+		num, end, floor := s.heads.bounds(h)
+		out, err = entries(db, conv, num, max(after, floor), end, limit, maxBytes)
+		return err
 	})
 	return out, err
 }
 
-// Before reads backward: a method of store.Log.
+// Before reads the end of a stretch: a method of store.Log. There are no holes,
+// so where it begins is known.
 func (s *Store) Before(ctx context.Context, conv im.ConvID, before im.Seq, limit int) (out []*im.Entry, err error) {
 	err = s.view(ctx, func(db *pebble.DB) error {
 		h, err := s.heads.load(db, conv)
 		if err != nil {
 			return err
 		}
-		num, end, _ := s.heads.bounds(h)
-		if before == 0 || before > end {
-			before = end + 1
+		num, end, floor := s.heads.bounds(h)
+		if before > 0 {
+			end = min(end, before-1)
 		}
-		if num == 0 || limit <= 0 {
-			return nil
+		if limit > 0 && end > im.Seq(limit) {
+			floor = max(floor, end-im.Seq(limit))
 		}
-		it, err := db.NewIter(&pebble.IterOptions{LowerBound: msgKey(num, 0), UpperBound: msgKey(num, before)})
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, it.Close()) }()
-		for ok := it.Last(); ok && len(out) < limit; ok = it.Prev() {
-			e, err := entryAt(it, conv)
-			if err != nil {
-				return err
-			}
-			out = append(out, e)
-		}
-		slices.Reverse(out)
-		return it.Error()
+		out, err = entries(db, conv, num, floor, end, limit, math.MaxInt)
+		return err
 	})
 	return out, err
 }
 
-func entryAt(it *pebble.Iterator, conv im.ConvID) (*im.Entry, error) {
-	v, err := it.ValueAndErr()
+// entries reads after < seq <= end of a conversation, until limit entries or
+// until their sizes pass maxBytes.
+func entries(db *pebble.DB, conv im.ConvID, num uint64, after, end im.Seq, limit, maxBytes int) (out []*im.Entry, err error) {
+	if num == 0 || after >= end || limit <= 0 {
+		return nil, nil
+	}
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: msgKey(num, after+1), UpperBound: numKey(tMsg, num+1)})
 	if err != nil {
 		return nil, err
 	}
-	return decodeEntry(conv, seqOf(it.Key()), v)
+	defer func() { err = errors.Join(err, it.Close()) }()
+	out = make([]*im.Entry, 0, min(limit, int(end-after), 256))
+	bytes := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		r, err := rowAt(it, conv)
+		if err == nil {
+			err = r.skip(after)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for r.more() {
+			if r.next > end || len(out) == limit || (len(out) > 0 && bytes >= maxBytes) {
+				return out, nil
+			}
+			e, err := r.entry()
+			if err != nil {
+				return nil, err
+			}
+			bytes += e.Size()
+			out = append(out, e)
+		}
+		if r.last >= end {
+			break
+		}
+	}
+	return out, it.Error()
 }
 
 // Entry reads one entry: a method of store.Log.
@@ -125,16 +128,18 @@ func (h *heads) bounds(x *head) (num uint64, end, floor im.Seq) {
 }
 
 // pointDeletes is up to how many entries a Trim deletes one by one: a range
-// tombstone costs every later reader of the conversation.
+// tombstone costs every later reader of the conversation. A row that is needed
+// for one of its entries stays whole; what is below the floor nobody sees.
 const pointDeletes = 1024
 
 // Trim forgets the beginning of a conversation: a method of store.Log.
 func (s *Store) Trim(ctx context.Context, conv im.ConvID, upTo im.Seq) error {
 	return s.view(ctx, func(db *pebble.DB) error {
-		h, err := s.heads.load(db, conv)
+		h, err := s.heads.hold(db, conv)
 		if err != nil {
 			return err
 		}
+		defer h.release()
 		s.heads.mu.Lock()
 		num, from, ts := h.num, h.floor, h.ts
 		upTo = min(upTo, h.seq)

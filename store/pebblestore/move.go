@@ -156,8 +156,17 @@ func (d *dumper) conversations() error {
 			return false
 		}
 		err = scan(d.r, numKey(tMsg, num), func(k, v []byte) bool {
-			e, err := decodeEntry(conv, seqOf(k), v)
-			return d.give(store.Record{Entry: e}, err)
+			r, err := openRow(conv, k, v)
+			if err == nil {
+				err = r.skip(h.floor)
+			}
+			for err == nil && r.more() {
+				var e *im.Entry
+				if e, err = r.entry(); err == nil && !d.give(store.Record{Entry: e}, nil) {
+					return false
+				}
+			}
+			return err == nil || d.give(store.Record{}, err)
 		})
 		if err == nil && d.fail == nil {
 			err = scan(d.r, numKey(tRead, num), func(k, v []byte) bool {
@@ -189,7 +198,7 @@ func (s *Store) Load(ctx context.Context, rs []store.Record) error {
 				return err
 			}
 		}
-		return nil
+		return x.putBurst()
 	})
 	s.heads.reset()
 	return err
@@ -200,6 +209,9 @@ type loader struct {
 	s    *Store
 	b    *pebble.Batch
 	nums map[im.ConvID]uint64
+
+	burst []*im.Entry // of one conversation, without a hole, not written yet
+	of    uint64      // its number
 }
 
 func (x *loader) put(r *store.Record) error {
@@ -291,12 +303,21 @@ func (x *loader) entry(e *im.Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := x.b.Set(msgKey(num, e.Seq), appendEntry(nil, e), nil); err != nil {
-		return err
+	if n := len(x.burst); n > 0 && (x.of != num || x.burst[n-1].Seq+1 != e.Seq) {
+		if err := x.putBurst(); err != nil {
+			return err
+		}
 	}
+	x.of, x.burst = num, append(x.burst, e)
 	young := e.TS > x.s.opt.Now().Add(-2*x.s.opt.DedupeWindow).UnixMilli()
 	if e.ID != "" && e.Op != im.OpEvent && e.Op != im.OpPublish && young {
 		return x.b.Set(dedupeKey(x.s.epochAt(x.s.opt.Now()), num, e.From, e.ID), pair(uint64(e.Seq), uint64(e.TS)), nil)
 	}
 	return nil
+}
+
+func (x *loader) putBurst() (err error) {
+	x.s.scratch, err = putRows(x.b, x.of, x.burst, x.s.scratch)
+	x.burst = x.burst[:0]
+	return err
 }

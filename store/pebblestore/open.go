@@ -24,8 +24,12 @@ import (
 	"github.com/parley-im/parley/store"
 )
 
-// formatVersion is the version of keys and values that this code reads and writes.
-const formatVersion = 1
+// formatVersion is the version of keys and values that this code writes. It reads
+// those of firstFormat too, which had one row for each entry.
+const (
+	formatVersion = 2
+	firstFormat   = 1
+)
 
 // Events announces what an operator wants to count. All fields may be nil.
 type Events struct {
@@ -68,9 +72,12 @@ type Store struct {
 	queue    queue
 	heads    heads
 	announce chan *commit
-	inFlight atomic.Int64 // commits with the announcer
-	epoch    uint32       // of dedupe rows; the sequencer's
-	nextConv uint64       // the sequencer's
+	inFlight atomic.Int64  // commits with the announcer
+	epoch    uint32        // of dedupe rows; the sequencer's
+	nextConv uint64        // the sequencer's
+	batches  uint64        // the sequencer's: how many it has begun
+	burst    [][]*im.Entry // the sequencer's, to use again: entries of a batch by conversation
+	scratch  []byte        // the sequencer's, to use again
 	free     freeSpace
 	bad      atomic.Pointer[failure] // the last commit failed: why
 	gen      atomic.Uint64           // how often the database was opened again
@@ -298,9 +305,12 @@ func checkFormat(db *pebble.DB, dir string, create bool) error {
 	}
 	found := string(v)
 	_ = closer.Close()
-	if found != strconv.Itoa(formatVersion) {
-		return im.Refuse(im.Unsupported, "store_format", "the store in %s has format %s, this version of Parley reads format %d: use the version that wrote it, or export and import",
-			dir, found, formatVersion)
+	switch n, err := strconv.Atoi(found); {
+	case err != nil || n < firstFormat || n > formatVersion:
+		return im.Refuse(im.Unsupported, "store_format", "the store in %s has format %s, this version of Parley reads formats %d to %d: use the version that wrote it, or export and import",
+			dir, found, firstFormat, formatVersion)
+	case n < formatVersion && create: // an older version cannot read what is written from now on
+		return db.Set(key(tMeta, "format"), []byte(strconv.Itoa(formatVersion)), pebble.Sync)
 	}
 	return nil
 }
@@ -436,15 +446,21 @@ func Verify(dir string) (info Info, err error) {
 	var last im.Seq
 	var fault error
 	err = scan(db, []byte{tMsg}, func(k, v []byte) bool {
-		num, seq := binary.BigEndian.Uint64(k[1:]), seqOf(k)
-		if num == conv && seq != last+1 {
-			fault = fmt.Errorf("conversation %d: after seq %d comes %d", num, last, seq)
+		num := binary.BigEndian.Uint64(k[1:])
+		r, e := openRow("", k, v)
+		var es []*im.Entry
+		if e == nil {
+			es, e = r.entries()
 		}
-		if _, e := decodeEntry("", seq, v); e != nil {
-			fault = fmt.Errorf("conversation %d seq %d: %w", num, seq, e)
+		if e != nil {
+			fault = fmt.Errorf("conversation %d, row of seq %d: %w", num, seqOf(k), e)
+			return false
 		}
-		conv, last = num, seq
-		info.Entries++
+		if num == conv && es[0].Seq != last+1 {
+			fault = fmt.Errorf("conversation %d: after seq %d comes %d", num, last, es[0].Seq)
+		}
+		conv, last = num, seqOf(k)
+		info.Entries += len(es)
 		return fault == nil
 	})
 	if err == nil {

@@ -132,10 +132,7 @@ func (x *builder) tx(j *job) error {
 		put(of, binary.AppendUvarint(nil, uint64(m.Start)))
 	}
 	for _, kv := range set {
-		if x.rows == nil {
-			x.rows = make(map[string][]byte)
-		}
-		x.rows[string(kv.k)] = kv.v
+		x.rows.put(kv.k, kv.v)
 		if kv.v == nil {
 			if err := x.b.Delete(kv.k, nil); err != nil {
 				return err
@@ -231,10 +228,11 @@ func (s *Store) Conversations(ctx context.Context, u im.UserID) (out []store.Par
 // PutRead: a method of store.Roster.
 func (s *Store) PutRead(ctx context.Context, conv im.ConvID, u im.UserID, seq im.Seq) (now im.Seq, err error) {
 	err = s.view(ctx, func(db *pebble.DB) error {
-		h, err := s.heads.load(db, conv)
+		h, err := s.heads.hold(db, conv)
 		if err != nil {
 			return err
 		}
+		defer h.release()
 		s.reads.Lock() // read, compare, write: watermarks never go back
 		defer s.reads.Unlock()
 		num, _, _ := s.heads.bounds(h)

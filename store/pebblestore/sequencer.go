@@ -1,6 +1,7 @@
 package pebblestore
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -155,7 +156,7 @@ type commit struct {
 	batch   *pebble.Batch
 	begun   time.Time
 	appends []*store.Append // with what Done is to see
-	tails   []tail          // where committed heads move to
+	tails   []tail          // the heads it has to do with, and where they stand after it
 	waiters []waiter
 	entries int
 	bytes   int
@@ -280,12 +281,15 @@ func (s *Store) settle(c *commit) {
 			err = im.E(im.Unavailable, "pebblestore.commit", errors.New("the database was opened again meanwhile"))
 		}
 	}
-	if err == nil {
-		s.heads.mu.Lock()
-		for _, t := range c.tails {
+	s.heads.mu.Lock()
+	for _, t := range c.tails {
+		if err == nil {
 			t.h.seq, t.h.ts = t.seq, t.ts
 		}
-		s.heads.mu.Unlock()
+		t.h.release()
+	}
+	s.heads.mu.Unlock()
+	if err == nil {
 		if s.opt.Events.Committed != nil {
 			s.opt.Events.Committed(c.entries, c.bytes, time.Since(c.begun))
 		}
@@ -397,8 +401,19 @@ type builder struct {
 	now   time.Time
 	ids   *pebble.Iterator // of dedupe rows, made on first use
 	mine  map[string]*store.Append
-	rows  map[string][]byte // rows written by transactions of this batch
-	moved map[*head]int     // index into c.tails
+	rows  rewrites      // rows written by transactions and recalls of this batch
+	burst [][]*im.Entry // what is appended, by tail; the store's, see Store.burst
+}
+
+// rewrites are values that a later part of the same batch must see. A nil value
+// is a deletion.
+type rewrites map[string][]byte
+
+func (r *rewrites) put(k, v []byte) {
+	if *r == nil {
+		*r = make(rewrites)
+	}
+	(*r)[string(k)] = v
 }
 
 func (s *Store) build(jobs []job) (c *commit, err error) {
@@ -409,16 +424,18 @@ func (s *Store) build(jobs []job) (c *commit, err error) {
 	}
 	defer recoverFatal(&err)
 	now := s.opt.Now()
-	x := &builder{s: s, db: s.db.DB, now: now, c: &commit{begun: time.Now(), gen: s.gen.Load()}, moved: make(map[*head]int, 8)}
+	x := &builder{s: s, db: s.db.DB, now: now, c: &commit{begun: time.Now(), gen: s.gen.Load()}, burst: s.burst[:0]}
 	x.b = x.db.NewBatch()
 	defer func() {
 		if x.ids != nil {
 			err = errors.Join(err, x.ids.Close())
 		}
-		if err != nil {
+		if err != nil { // heads it holds are forgotten when the store is opened again
 			_ = x.b.Close()
 		}
+		s.keep(x.burst)
 	}()
+	s.batches++
 	if e := s.epochAt(now); e > s.epoch { // never back: a clock that was ahead has left ids there
 		s.epoch = e
 		if err := s.expireDedupe(x.db); err != nil {
@@ -429,6 +446,9 @@ func (s *Store) build(jobs []job) (c *commit, err error) {
 		if err := x.add(&jobs[i]); err != nil {
 			return nil, err
 		}
+	}
+	if err := x.putBursts(); err != nil {
+		return nil, err
 	}
 	x.c.batch = x.b
 	x.c.bytes = x.b.Len()
@@ -477,7 +497,7 @@ func (x *builder) append(a *store.Append) error {
 	if a.NoEntry {
 		return x.side(a, receipt)
 	}
-	h, err := x.s.heads.load(x.db, e.Conv)
+	h, err := x.head(e.Conv)
 	if err != nil {
 		return err
 	}
@@ -495,15 +515,7 @@ func (x *builder) append(a *store.Append) error {
 	h.assigned++
 	h.lastTS = max(x.now.UnixMilli(), h.lastTS)
 	e.Seq, e.TS = h.assigned, h.lastTS
-	if err := x.put(h.num, e); err != nil {
-		return err
-	}
-	if i, ok := x.moved[h]; ok {
-		x.c.tails[i].seq, x.c.tails[i].ts = e.Seq, e.TS
-	} else {
-		x.moved[h] = len(x.c.tails)
-		x.c.tails = append(x.c.tails, tail{h, e.Seq, e.TS})
-	}
+	x.burst[h.tail] = append(x.burst[h.tail], e)
 	x.c.entries++
 	if dedupe {
 		if err := x.b.Set(dedupeKey(x.s.epoch, h.num, e.From, e.ID), pair(uint64(e.Seq), uint64(e.TS)), nil); err != nil {
@@ -518,21 +530,57 @@ func (x *builder) append(a *store.Append) error {
 	return x.side(a, receipt)
 }
 
-// put writes the entry straight into the batch.
-func (x *builder) put(num uint64, e *im.Entry) error {
-	n := 32 + len(e.From) + len(e.Device) + len(e.ID) + len(e.Type) + len(e.Event) + len(e.Topic) + len(e.Props) + len(e.Body)
-	var small [512]byte
-	val := small[:0]
-	if n > len(small) {
-		val = make([]byte, 0, n)
+// head holds the head of conv until the batch is settled.
+func (x *builder) head(conv im.ConvID) (*head, error) {
+	h, err := x.s.heads.hold(x.db, conv)
+	if err != nil {
+		return nil, err
 	}
-	val = appendEntry(val, e)
-	op := x.b.SetDeferred(17, len(val))
-	op.Key[0] = tMsg
-	binary.BigEndian.PutUint64(op.Key[1:], num)
-	binary.BigEndian.PutUint64(op.Key[9:], uint64(e.Seq))
-	copy(op.Value, val)
-	return op.Finish()
+	if h.batch == x.s.batches { // by this batch already
+		h.release()
+		return h, nil
+	}
+	h.batch, h.tail = x.s.batches, len(x.c.tails)
+	x.c.tails = append(x.c.tails, tail{h: h})
+	if h.tail < cap(x.burst) {
+		x.burst = x.burst[:h.tail+1]
+		x.burst[h.tail] = x.burst[h.tail][:0]
+	} else {
+		x.burst = append(x.burst, nil)
+	}
+	return h, nil
+}
+
+// Sizes above which memory of one batch is not kept for the next.
+const (
+	keepBurst   = 4 * rowEntries
+	keepScratch = 1 << 20
+)
+
+// keep clears lists of entries for the next batch to use.
+func (s *Store) keep(burst [][]*im.Entry) {
+	for i, es := range burst {
+		clear(es)
+		if cap(es) > keepBurst {
+			burst[i] = nil
+		}
+	}
+	s.burst = burst
+	if cap(s.scratch) > keepScratch {
+		s.scratch = nil
+	}
+}
+
+// putBursts writes what was appended to each conversation.
+func (x *builder) putBursts() (err error) {
+	for i := range x.c.tails {
+		t := &x.c.tails[i]
+		t.seq, t.ts = t.h.assigned, t.h.lastTS
+		if x.s.scratch, err = putRows(x.b, t.h.num, x.burst[i], x.s.scratch); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // begin gives a new conversation its number, and a DM its place in the lists of
@@ -636,20 +684,49 @@ func (x *builder) side(a *store.Append, receipt []byte) error {
 	return nil
 }
 
-// blank empties an entry. It may be one of this very batch, which the database
-// does not show yet: recalls come after what they recall is committed.
+// blank empties an entry. It is not one of this batch, which the database does
+// not show yet: recalls come after what they recall is committed.
 func (x *builder) blank(h *head, seq im.Seq) error {
-	v, err := get(x.db, msgKey(h.num, seq))
+	k, v, err := x.rowWith(h, seq)
 	if err != nil || v == nil {
 		return err
 	}
-	e, err := decodeEntry(h.conv, seq, v)
+	r, err := openRow(h.conv, k, v)
+	var es []*im.Entry
+	if err == nil {
+		es, err = r.entries()
+	}
 	if err != nil {
 		return fmt.Errorf("%s seq %d: %w", h.conv, seq, err)
 	}
+	i := int(seq) - int(es[0].Seq)
+	if i < 0 {
+		return nil
+	}
+	e := es[i]
 	e.Body, e.Type = nil, ""
 	e.Flags |= im.FlagRecalled
-	return x.b.Set(msgKey(h.num, seq), appendEntry(nil, e), nil)
+	v = appendRow(nil, es)
+	x.rows.put(k, v) // another of its entries may be blanked too
+	return x.b.Set(k, v, nil)
+}
+
+// rowWith finds the row that holds seq; v is nil if there is none.
+func (x *builder) rowWith(h *head, seq im.Seq) (k, v []byte, err error) {
+	it, err := x.db.NewIter(&pebble.IterOptions{LowerBound: msgKey(h.num, seq), UpperBound: numKey(tMsg, h.num+1)})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if !it.First() {
+		return nil, nil, it.Error()
+	}
+	k = bytes.Clone(it.Key())
+	if v, ok := x.rows[string(k)]; ok {
+		return k, v, nil
+	}
+	v, err = it.ValueAndErr()
+	return k, bytes.Clone(v), err
 }
 
 // epochAt is the number of the dedupe window that holds t. An id is looked up in
