@@ -111,6 +111,19 @@ func (a *App) openStore(ctx context.Context) error {
 	}
 	a.store = st
 	a.onCleanup(st.Close)
+	warnings := a.cfg.Warnings()
+	if w, ok := st.(interface {
+		Warnings(context.Context) ([]string, error)
+	}); ok {
+		more, err := w.Warnings(ctx)
+		if err != nil {
+			return err
+		}
+		warnings = append(warnings, more...)
+	}
+	for _, w := range warnings {
+		a.log.Warn(w)
+	}
 	if err := st.TakeSeat(ctx, "parley serve", func(err error) { a.lost <- err }); err != nil {
 		return err
 	}

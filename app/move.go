@@ -185,7 +185,7 @@ func load(ctx context.Context, st store.Store, r io.Reader, progress func(kind s
 			store.Record
 		}
 		if err := json.Unmarshal(line, &rec); err != nil {
-			return nil, fmt.Errorf("line %d: %w", n, err)
+			return nil, fmt.Errorf("line %d: the file is cut or damaged: %w", n, err)
 		}
 		if rec.End != nil {
 			if err := flush(); err != nil {
@@ -215,13 +215,14 @@ func load(ctx context.Context, st store.Store, r io.Reader, progress func(kind s
 }
 
 // Survey reads a whole store and counts it; every conversation must be dense
-// from its floor to its head.
-func Survey(ctx context.Context, st store.Store) (*Sums, error) {
+// from its floor to its head. live: others write meanwhile, so that a conversation
+// may go on behind the head that it had and begin behind its floor.
+func Survey(ctx context.Context, st store.Store, live bool) (*Sums, error) {
 	sums := newSums()
 	var conv store.Conversation
 	var at im.Seq
 	ended := func() error {
-		if conv.Conv != "" && at != conv.Head {
+		if conv.Conv != "" && (at < conv.Head || (at > conv.Head && !live)) {
 			return fmt.Errorf("%s ends at seq %d, its head is %d", conv.Conv, at, conv.Head)
 		}
 		return nil
@@ -235,7 +236,7 @@ func Survey(ctx context.Context, st store.Store) (*Sums, error) {
 			}
 			conv, at = *r.Conversation, r.Conversation.Floor
 		case r.Entry != nil:
-			if r.Entry.Seq != at+1 {
+			if r.Entry.Seq != at+1 && !(live && at == conv.Floor && r.Entry.Seq > at) {
 				return fmt.Errorf("%s: after seq %d comes %d", conv.Conv, at, r.Entry.Seq)
 			}
 			at = r.Entry.Seq

@@ -105,13 +105,8 @@ func storeURI(cfg *configs.Config) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// Inspect looks at the store without changing it and returns what an operator
-// should mend; nil if nothing.
-func Inspect(ctx context.Context, cfg *configs.Config) (faults []string, err error) {
-	if cfg.Store.Embedded() {
-		_, err := pebblestore.Verify(StoreDir(cfg.DataDir))
-		return nil, err
-	}
+// Inspect looks at a MongoDB database without changing it.
+func Inspect(ctx context.Context, cfg *configs.Config) (*mongostore.Report, error) {
 	uri, err := storeURI(cfg)
 	if err != nil {
 		return nil, err

@@ -84,15 +84,15 @@ func TestDamagedExports(t *testing.T) {
 	if _, err := Export(t.Context(), from, &file, nil); err != nil {
 		t.Fatal(err)
 	}
-	whole := file.String()
-	lines := strings.SplitAfter(whole, "\n")
+	text := file.String()
+	lines := strings.SplitAfter(text, "\n")
 	for why, tt := range map[string]struct{ file, want string }{
 		"nothing":         {"", "line 1: the file ends too early"},
 		"something else":  {"{\"a\":1}\n", "line 1: this is not an export"},
-		"another format":  {strings.Replace(whole, `{"parley_export":1}`, `{"parley_export":9}`, 1), "format 9"},
+		"another format":  {strings.Replace(text, `{"parley_export":1}`, `{"parley_export":9}`, 1), "format 9"},
 		"cut":             {strings.Join(lines[:10], ""), "line 11: the file ends too early"},
 		"a line lost":     {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "the file is damaged"},
-		"a body changed":  {strings.Replace(whole, `"Body":"NQ=="`, `"Body":"Ng=="`, 1), "the file is damaged"},
+		"a body changed":  {strings.Replace(text, `"Body":"NQ=="`, `"Body":"Ng=="`, 1), "the file is damaged"},
 		"no JSON":         {lines[0] + "{\n", "line 2: "},
 		"an unknown kind": {lines[0] + "{\"future\":{}}\n", "line 2: a record that this version does not know"},
 	} {
@@ -102,10 +102,19 @@ func TestDamagedExports(t *testing.T) {
 		}
 	}
 	to := openTest(t, time.Now)
-	if _, err := Import(context.Background(), to, strings.NewReader(whole), nil); err != nil {
+	if _, err := Import(context.Background(), to, strings.NewReader(strings.Join(lines[:10], "")), nil); err == nil {
+		t.Error("half a file was imported")
+	}
+	if err := whole(t.Context(), to); im.CodeOf(err) != "store_partial" {
+		t.Errorf("half an import is whole: %v", err)
+	}
+	if _, err := Import(context.Background(), to, strings.NewReader(text), nil); err != nil {
 		t.Error(err)
 	}
-	if sums, err := Survey(t.Context(), to); err != nil || sums.Counts["entry"] != 20 {
+	if err := whole(t.Context(), to); err != nil {
+		t.Error(err)
+	}
+	if sums, err := Survey(t.Context(), to, false); err != nil || sums.Counts["entry"] != 20 {
 		t.Errorf("%+v %v", sums, err)
 	}
 }

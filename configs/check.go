@@ -57,6 +57,8 @@ func (c *Config) check(where map[string]string) Faults {
 	for key, d := range map[string]time.Duration{"store.retention.dm": c.Store.Retention.DM, "store.retention.group": c.Store.Retention.Group} {
 		want(d == 0 || d >= time.Minute, key, "it is 0 for ever, or at least 1m, not %s", d)
 	}
+	// One message is one document, of 16 MB at most: body, topic, properties.
+	want(c.Store.Embedded() || c.Limits.Message <= mongoMessage, "limits.message", "it is at most %s with MongoDB, not %s: a document of MongoDB has 16MB at most", mongoMessage, c.Limits.Message)
 	c.checkTLS(fault)
 	for key, list := range map[string][]string{"mqtt.proxy_protocol": c.MQTT.ProxyProtocol, "http.trusted_proxies": c.HTTP.TrustedProxies} {
 		if _, err := Prefixes(list); err != nil {
@@ -89,6 +91,23 @@ func (c *Config) check(where map[string]string) Faults {
 		}
 	}
 	return fs
+}
+
+// mongoMessage is the largest body that fits into a document of MongoDB.
+const mongoMessage = Size(15 << 20)
+
+// Warnings says what works and is probably not meant; each names its key.
+func (c *Config) Warnings() (out []string) {
+	for _, r := range []struct {
+		key  string
+		kept time.Duration
+	}{{"store.retention.dm", c.Store.Retention.DM}, {"store.retention.group", c.Store.Retention.Group}} {
+		if !c.Store.Embedded() && r.kept > 0 && r.kept < c.Store.Dedupe {
+			out = append(out, fmt.Sprintf("%s: %s is shorter than store.dedupe (%s): on MongoDB the sender's id is forgotten with the message, and one that is sent again later makes a second message",
+				r.key, formatDuration(r.kept), formatDuration(c.Store.Dedupe)))
+		}
+	}
+	return out
 }
 
 // check says what is missing or too much.

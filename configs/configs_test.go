@@ -218,6 +218,33 @@ func TestRegistrationIsOpenOnLoopbackOnly(t *testing.T) {
 	}
 }
 
+func TestMongoDBHasLimitsOfItsOwn(t *testing.T) {
+	load := func(flags map[string]string) (*Config, error) { return Load(Sources{Flags: flags}) }
+	uri := filepath.Join(t.TempDir(), "uri")
+	for key, value := range map[string]string{"store.uri": "mongodb://db", "store.uri_file": uri} {
+		_, err := load(map[string]string{key: value, "limits.message": "16MB"})
+		if err == nil || !strings.Contains(err.Error(), "limits.message: it is at most 15MB with MongoDB, not 16MB") {
+			t.Errorf("%s: %v", key, err)
+		}
+		if _, err := load(map[string]string{key: value, "limits.message": "15MB"}); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	if _, err := load(map[string]string{"limits.message": "16MB"}); err != nil {
+		t.Errorf("embedded: %v", err)
+	}
+	short := map[string]string{"store.retention.dm": "3d", "store.retention.group": "4d"}
+	c, err := load(short)
+	if err != nil || len(c.Warnings()) != 0 { // it remembers ids apart from messages
+		t.Errorf("embedded: %v %q", err, c.Warnings())
+	}
+	short["store.uri"] = "mongodb://db"
+	c, err = load(short)
+	if err != nil || len(c.Warnings()) != 1 || !strings.Contains(c.Warnings()[0], "store.retention.dm: 3d is shorter than store.dedupe (4d)") {
+		t.Errorf("%v %q", err, c.Warnings())
+	}
+}
+
 func FuzzLoad(f *testing.F) {
 	f.Add("mqtt: {addr: x}")
 	f.Add("rules:\n  - {allow: publish, topic: \"a/#\"}\n")

@@ -24,12 +24,16 @@ func newCheckCmd() *cobra.Command {
 		Use:   "check",
 		Short: "Check the configuration, and with --store the store",
 		Long: "Reports every fault of the configuration at once, each with file and line. With --store it also reads the whole store: its format, that every conversation is dense and every entry readable. " +
-			"The embedded store's server must be stopped for that. Of MongoDB it also reports the schema, missing indexes and whether a majority takes writes.",
+			"The embedded store's server must be stopped for that; one on MongoDB may run. Of MongoDB it also reports who has the database in use, the schema, indexes that are missing or wrong, whether a majority takes writes, " +
+			"and warns of servers that keep less than Parley promises.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(cmd)
 			if err != nil {
 				return err
+			}
+			for _, w := range cfg.Warnings() {
+				fmt.Fprintln(cmd.OutOrStdout(), "warning:", w)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "the configuration is sound")
 			if !withStore {
@@ -51,33 +55,42 @@ func reportStore(w io.Writer, dir string) error {
 	if err != nil {
 		return err
 	}
+	if info.Partial != "" {
+		return fmt.Errorf("the store holds a part of an installation only: %s; run parley import with the same file again, or remove %s", info.Partial, dir)
+	}
 	fmt.Fprintf(w, "the store is sound: format %d, %s, %s, %s, %s\n", info.Format,
 		plural(info.Users, "user"), plural(info.Devices, "device"), plural(info.Conversations, "conversation"), plural(info.Entries, "entry"))
 	return nil
 }
 
-// reportDatabase is reportStore for MongoDB.
+// reportDatabase is reportStore for MongoDB. A server may be at work meanwhile.
 func reportDatabase(cmd *cobra.Command, cfg *configs.Config) error {
-	ctx := cmd.Context()
-	faults, err := app.Inspect(ctx, cfg)
+	ctx, out := cmd.Context(), cmd.OutOrStdout()
+	r, err := app.Inspect(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	for _, f := range faults {
-		fmt.Fprintln(cmd.OutOrStdout(), "fault:", f)
+	for _, w := range r.Warnings {
+		fmt.Fprintln(out, "warning:", w)
 	}
-	if len(faults) > 0 {
-		return fmt.Errorf("the store has %s", plural(len(faults), "fault"))
+	for _, f := range r.Faults {
+		fmt.Fprintln(out, "fault:", f)
 	}
-	st, err := app.OpenStore(cmd.Context(), cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
+	if len(r.Faults) > 0 {
+		return fmt.Errorf("the store has %s", plural(len(r.Faults), "fault"))
+	}
+	if r.Holder != "" {
+		fmt.Fprintln(out, "in use:", r.Holder)
+	}
+	st, err := app.OpenStore(ctx, cfg, logging.New(os.Stderr, "warn", cfg.Log.Format))
 	if err != nil {
 		return err
 	}
-	sums, err := app.Survey(ctx, st)
+	sums, err := app.Survey(ctx, st, r.Holder != "")
 	if err := errors.Join(err, st.Close()); err != nil {
 		return err
 	}
-	fmt.Fprintln(cmd.OutOrStdout(), "the store is sound:", countsOf(sums))
+	fmt.Fprintln(out, "the store is sound:", countsOf(sums))
 	return nil
 }
 

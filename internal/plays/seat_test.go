@@ -96,6 +96,9 @@ func TestASecondServerIsRefused(t *testing.T) {
 	if out := cli(t, other, "user", "list", flag); !strings.Contains(out, "alice") { // it only reads
 		t.Errorf("%s", out)
 	}
+	if out := cli(t, other, "check", "--store", flag); !strings.Contains(out, "in use: parley serve on host") || !strings.Contains(out, "the store is sound: 2 users") {
+		t.Errorf("%s", out)
+	}
 	if out := a.Publish("dm/bob", "undisturbed"); out.Code != 0 || out.Seq != 1 {
 		t.Errorf("%+v", out)
 	}

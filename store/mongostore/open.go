@@ -60,6 +60,7 @@ type Store struct {
 	opt    Options
 	log    *slog.Logger
 	client *mongo.Client
+	uri    *connstring.ConnString
 	db     *mongo.Database
 
 	users, relations, groups, members, txs *mongo.Collection
@@ -87,20 +88,33 @@ var _ store.Store = (*Store)(nil)
 // database was written by a later version.
 func Open(ctx context.Context, uri string, o Options) (*Store, error) {
 	setDefaults(&o)
-	s := &Store{opt: o, log: o.Log}
-	if err := s.connect(uri); err != nil {
+	s, err := dial(uri, o)
+	if err != nil {
 		return nil, err
 	}
-	s.closing, s.shut = context.WithCancel(context.Background())
 	s.writers.init(s)
 	if err := s.migrate(ctx); err != nil {
-		s.shut()
-		_ = s.client.Disconnect(context.Background())
+		s.disconnect()
 		return nil, err
 	}
 	s.jobs.Go(s.watch)
 	s.jobs.Go(s.housekeeping)
 	return s, nil
+}
+
+// dial makes a store that can ask; o has its defaults. End it with disconnect.
+func dial(uri string, o Options) (*Store, error) {
+	s := &Store{opt: o, log: o.Log}
+	if err := s.connect(uri); err != nil {
+		return nil, err
+	}
+	s.closing, s.shut = context.WithCancel(context.Background())
+	return s, nil
+}
+
+func (s *Store) disconnect() {
+	s.shut()
+	_ = s.client.Disconnect(context.Background())
 }
 
 func setDefaults(o *Options) {
@@ -144,6 +158,7 @@ func (s *Store) connect(uri string) error {
 	if err != nil {
 		return im.Refuse(im.Invalid, "store_uri", "store.uri is not a MongoDB connection string: %s", secretPart.ReplaceAllString(err.Error(), "//…@"))
 	}
+	s.uri = cs
 	journal := true
 	o := options.Client().ApplyURI(uri).
 		SetServerAPIOptions(options.ServerAPI(options.ServerAPIVersion1).SetStrict(true).SetDeprecationErrors(true)).

@@ -2,7 +2,6 @@ package mongostore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -66,7 +65,7 @@ func (s *Store) migrate(ctx context.Context) error {
 			return im.Refuse(im.Unsupported, "store_version", "the database %s was written by a later Parley (schema %d; this one knows %d): use that version", s.db.Name(), doc.Version, schemaVersion)
 		}
 		if found && doc.Version == schemaVersion {
-			missing, err := s.missingIndexes(ctx)
+			missing, err := s.checkIndexes(ctx)
 			if err != nil || len(missing) == 0 {
 				return err
 			}
@@ -121,7 +120,11 @@ func (s *Store) holdSchema(ctx context.Context, me string, exists bool) (held bo
 }
 
 func (s *Store) createIndexes(ctx context.Context) error {
-	for _, x := range indexes {
+	missing, err := s.checkIndexes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range missing {
 		o := options.Index().SetName(x.name())
 		if x.unique {
 			o.SetUnique(true)
@@ -142,35 +145,11 @@ func (s *Store) createIndexes(ctx context.Context) error {
 	return nil
 }
 
-func (s *Store) missingIndexes(ctx context.Context) (missing []index, err error) {
-	have := map[string]map[string]bool{}
-	for _, x := range indexes {
-		if have[x.coll] == nil {
-			names, err := s.indexNames(ctx, x.coll)
-			if err != nil {
-				return nil, err
-			}
-			have[x.coll] = names
-		}
-		if !have[x.coll][x.name()] {
-			missing = append(missing, x)
-		}
+// checkIndexes returns what is missing, and refuses what is wrong.
+func (s *Store) checkIndexes(ctx context.Context) (missing []index, err error) {
+	missing, wrong, err := s.compareIndexes(ctx)
+	if err == nil && len(wrong) > 0 {
+		err = im.Refuse(im.Unsupported, "store_indexes", "the database %s has indexes with which no promise holds: %s", s.db.Name(), strings.Join(wrong, "; "))
 	}
-	return missing, nil
-}
-
-func (s *Store) indexNames(ctx context.Context, coll string) (map[string]bool, error) {
-	names := map[string]bool{}
-	err := s.ask(ctx, "indexes", func(ctx context.Context) error {
-		specs, err := s.rowsOf(coll).Indexes().ListSpecifications(ctx)
-		var se mongo.ServerError
-		if errors.As(err, &se) && se.HasErrorCode(26) { // NamespaceNotFound: no collection, no index
-			return nil
-		}
-		for _, sp := range specs {
-			names[sp.Name] = true
-		}
-		return err
-	})
-	return names, err
+	return missing, err
 }

@@ -414,6 +414,7 @@ type Info struct {
 	Entries       int
 	Users         int
 	Devices       int
+	Partial       string // what SetPartial noted
 }
 
 // Verify opens the store in dir for reading, checks its format and that every
@@ -437,6 +438,11 @@ func Verify(dir string) (info Info, err error) {
 		return info, err
 	}
 	info.Format = formatVersion
+	partial, err := get(db, key(tMeta, "partial"))
+	if err != nil {
+		return info, im.E(im.Unavailable, "pebblestore.Verify", err)
+	}
+	info.Partial = string(partial)
 	for table, n := range map[byte]*int{tUser: &info.Users, tDevice: &info.Devices, tConv: &info.Conversations} {
 		if err := scan(db, []byte{table}, func(_, _ []byte) bool { *n++; return true }); err != nil {
 			return info, im.E(im.Unavailable, "pebblestore.Verify", err)
