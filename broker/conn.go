@@ -269,15 +269,22 @@ func (c *Conn) rearmStopping() {
 	}
 }
 
+// publishes are parsed PUBLISH packets to use again: the session keeps nothing of
+// one, whose slices are those of the read buffer.
+var publishes = sync.Pool{New: func() any { return new(Publish) }}
+
 // handle takes one frame.
 func (c *Conn) handle(first byte, body []byte, bye **packets.Packet) error {
 	switch typ := first >> 4; typ {
 	case packets.Publish:
-		var p Publish
-		if err := ParsePublish(c.version, first, body, &p); err != nil {
-			return err
+		p := publishes.Get().(*Publish)
+		err := ParsePublish(c.version, first, body, p)
+		if err == nil {
+			err = c.session.Publish(p)
 		}
-		return c.session.Publish(&p)
+		*p = Publish{}
+		publishes.Put(p)
+		return err
 	case packets.Puback:
 		id, _, err := ParseAck(c.version, body)
 		if err != nil {

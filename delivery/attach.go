@@ -81,6 +81,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 		}
 	}
 	l.view = NewView(out.Session.Subs)
+	l.sent.Store(l.view.Sent)
 
 	if known && (a.Clean || expired(dev.Session, now)) {
 		if err := d.endSession(ctx, a.Key); err != nil {

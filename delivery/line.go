@@ -3,6 +3,7 @@ package delivery
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
@@ -21,6 +22,8 @@ type Line struct {
 	heir      Heir         // written under the device's lock, before Detach returns
 	device    store.Device // the stored row; guarded by Delivery.lock of key
 	storing   sync.Mutex   // held from taking cursors until they are stored: a cursor never goes back
+
+	sent atomic.Bool // view.Sent, for those who do not hold mu
 
 	mu       sync.Mutex
 	window   int // QoS 1 packets that may be unacknowledged: ≤ the client's Receive Maximum
@@ -399,6 +402,7 @@ func (l *Line) SetView(v View) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.view = v
+	l.sent.Store(v.Sent)
 	l.watch()
 	for _, t := range l.tracks {
 		was := t.stopped
@@ -474,11 +478,7 @@ func (l *Line) Heir() Heir { return l.heir }
 func (l *Line) Clean() bool { return l.clean }
 
 // WantsSent reports whether the device subscribed to "sent".
-func (l *Line) WantsSent() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.view.Sent
-}
+func (l *Line) WantsSent() bool { return l.sent.Load() }
 
 // Key returns whose device this is.
 func (l *Line) Key() im.DeviceKey { return l.key }

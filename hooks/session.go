@@ -31,9 +31,11 @@ type session struct {
 	subs      []store.Subscription
 	expiry    uint32
 	will      *will
-	lastTopic []byte   // the last topic published to …
+	lastTopic string   // the last topic published to …
 	lastParse im.Topic // … and what it means
 	burst     []*store.Append
+	slab      []accept // made ahead for this burst
+	made      int      // accepts made in this burst
 
 	idMu sync.Mutex
 	id   auth.Identity // replaced by re-authentication
@@ -57,7 +59,7 @@ type accept struct {
 	broker.Pending
 	store.Append
 	s        *session
-	topic    string // only where somebody may have to be told
+	topic    string
 	kind     string
 	answered bool // QoS 2: its PUBREC is out; guarded by session.qos2
 }
@@ -104,7 +106,7 @@ func (s *session) Publish(p *broker.Publish) error {
 			return err
 		}
 	}
-	a := &accept{s: s}
+	a := s.accept()
 	a.ID, a.QoS = p.PacketID, p.QoS
 	if err := s.c.Begin(&a.Pending, len(p.Payload)); err != nil {
 		return err
@@ -120,15 +122,31 @@ func (s *session) Publish(p *broker.Publish) error {
 	return nil
 }
 
+// accept makes an accept, in slabs that double during a burst: a lone message
+// makes one, and none is kept for the next burst.
+func (s *session) accept() *accept {
+	if len(s.slab) == 0 {
+		s.slab = make([]accept, min(max(s.made, 1), maxSlab))
+	}
+	a := &s.slab[0]
+	s.slab = s.slab[1:]
+	s.made++
+	a.s = s
+	return a
+}
+
+const maxSlab = 8
+
 // take does what the topic says. A nil return means that the accept is
 // finished, or will be when its commit comes back.
 func (s *session) take(p *broker.Publish, a *accept) error {
-	if !bytes.Equal(p.Topic, s.lastTopic) {
-		t, err := im.ParseTopic(s.me.User, string(p.Topic))
+	if string(p.Topic) != s.lastTopic {
+		topic := string(p.Topic)
+		t, err := im.ParseTopic(s.me.User, topic)
 		if err != nil {
 			return err
 		}
-		s.lastTopic, s.lastParse = append(s.lastTopic[:0], p.Topic...), t
+		s.lastTopic, s.lastParse = topic, t
 	}
 	t := &s.lastParse
 	if l := s.g.opt.Limiter; l != nil && !l.Allow(s.me.User, len(p.Payload)) {
@@ -191,9 +209,7 @@ func (s *session) message(p *broker.Publish, a *accept, t *im.Topic) error {
 	if t.Group != "" {
 		a.kind = "group"
 	}
-	if s.line.WantsSent() || p.QoS == 0 || s.c.Version() < 5 {
-		a.topic = string(p.Topic)
-	}
+	a.topic = s.lastTopic
 	a.Owner = a
 	s.burst = append(s.burst, &a.Append)
 	return nil
@@ -214,6 +230,7 @@ func intern(b []byte) string {
 
 // Flush hands the burst to the log.
 func (s *session) Flush() {
+	s.slab, s.made = nil, 0
 	if len(s.burst) == 0 {
 		return
 	}
@@ -240,7 +257,7 @@ func (a *accept) Committed(ap *store.Append) {
 		return
 	}
 	e := &ap.Entry
-	if a.topic != "" && s.line.WantsSent() {
+	if s.line.WantsSent() && a.topic != "" {
 		s.tellSent(a, e)
 	}
 	s.finish(a, 0, "", e.Seq, e.TS)
@@ -290,7 +307,7 @@ func (s *session) refuse(a *accept, p *broker.Publish, err error) {
 // messageID is the sender's own id of a publish, for telling of which one there
 // is talk.
 func (s *session) messageID(p *broker.Publish) string {
-	if bytes.Equal(p.Topic, s.lastTopic) && s.lastParse.Mid != "" {
+	if string(p.Topic) == s.lastTopic && s.lastParse.Mid != "" {
 		return s.lastParse.Mid
 	}
 	if im.CheckMessageID(string(p.Props.ID)) != nil {

@@ -3,7 +3,9 @@ package im
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
+	"math/bits"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -57,7 +59,7 @@ func appendBody(dst []byte, e *Entry) []byte {
 	case jsonBody.field:
 		return append(dst, e.Body...)
 	case textBody.field:
-		return appendJSONBytes(dst, e.Body)
+		return appendJSON(dst, e.Body)
 	}
 	dst = append(dst, '"')
 	dst = base64.StdEncoding.AppendEncode(dst, e.Body)
@@ -97,45 +99,64 @@ func bodyKind(e *Entry) bodyForm {
 }
 
 // AppendJSONString appends s as a JSON string. Invalid UTF-8 becomes U+FFFD.
-func AppendJSONString(dst []byte, s string) []byte { return appendJSON(dst, s) }
+func AppendJSONString(dst []byte, s string) []byte { return appendJSON(dst, []byte(s)) }
 
-func appendJSONBytes(dst, b []byte) []byte { return appendJSON(dst, b) }
-
-func appendJSON[T string | []byte](dst []byte, s T) []byte {
+func appendJSON(dst, s []byte) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
-	clean := 0 // s[clean:i] needs no escape
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= 0x20 && c != '"' && c != '\\' && c < utf8.RuneSelf {
-			i++
-			continue
+	for {
+		n := plain(s)
+		dst = append(dst, s[:n]...)
+		if s = s[n:]; len(s) == 0 {
+			return append(dst, '"')
 		}
-		if c >= utf8.RuneSelf {
-			r, n := utf8.DecodeRuneInString(string(s[i:min(len(s), i+utf8.UTFMax)]))
-			if r != utf8.RuneError || n > 1 {
-				i += n
-				continue
+		n = 1
+		switch c := s[0]; {
+		case c >= utf8.RuneSelf:
+			r, size := utf8.DecodeRune(s)
+			if r == utf8.RuneError && size == 1 {
+				dst = append(dst, `\ufffd`...)
+			} else {
+				dst, n = append(dst, s[:size]...), size
 			}
-			dst = append(append(dst, s[clean:i]...), `\ufffd`...)
-		} else {
-			dst = append(dst, s[clean:i]...)
-			switch c {
-			case '"', '\\':
-				dst = append(dst, '\\', c)
-			case '\n':
-				dst = append(dst, '\\', 'n')
-			case '\r':
-				dst = append(dst, '\\', 'r')
-			case '\t':
-				dst = append(dst, '\\', 't')
-			default:
-				dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-			}
+		case c == '"' || c == '\\':
+			dst = append(dst, '\\', c)
+		case c == '\n':
+			dst = append(dst, '\\', 'n')
+		case c == '\r':
+			dst = append(dst, '\\', 'r')
+		case c == '\t':
+			dst = append(dst, '\\', 't')
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
 		}
-		i++
-		clean = i
+		s = s[n:]
 	}
-	dst = append(dst, s[clean:]...)
-	return append(dst, '"')
+}
+
+// plain returns how many bytes at the front of s are ASCII that JSON writes as it
+// is, looking at eight at a time: each message to a 3.1.1 client goes through here.
+func plain(s []byte) int {
+	const (
+		ones  = 0x0101010101010101
+		highs = 0x8080808080808080
+	)
+	n := 0
+	for ; n+8 <= len(s); n += 8 {
+		w := binary.LittleEndian.Uint64(s[n:])
+		// The high bit of a byte is set if the byte is not ASCII, below 0x20, a quote
+		// or a backslash. A borrow may set it in a byte above one that is, too, which
+		// does no harm: the first is what counts.
+		quote, slash := w^('"'*ones), w^('\\'*ones)
+		odd := (w | (w - 0x20*ones) | (quote - ones) | (slash - ones)) & highs
+		if odd != 0 {
+			return n + bits.TrailingZeros64(odd)/8
+		}
+	}
+	for ; n < len(s); n++ {
+		if c := s[n]; c < 0x20 || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+			break
+		}
+	}
+	return n
 }

@@ -1,6 +1,7 @@
 package im
 
 import (
+	"bytes"
 	"encoding/json"
 	"testing"
 	"unicode/utf8"
@@ -59,4 +60,36 @@ func FuzzEnvelope(f *testing.F) {
 			t.Fatalf("data %q, body %q", got.Data, body)
 		}
 	})
+}
+
+// TestJSONStrings puts every byte at every place of a text: it comes back as it
+// was, or as U+FFFD where it was no UTF-8, and what need not be escaped is not.
+func TestJSONStrings(t *testing.T) {
+	for c := range 256 {
+		for at := range 20 {
+			in := bytes.Repeat([]byte("z"), 20)
+			in[at] = byte(c)
+			out := AppendJSONString(nil, string(in))
+			var back string
+			if err := json.Unmarshal(out, &back); err != nil || back != string([]rune(string(in))) {
+				t.Fatalf("%q came back as %q from %s: %v", in, back, out, err)
+			}
+			escaped := c < 0x20 || c == '"' || c == '\\' || c >= utf8.RuneSelf
+			if !escaped && len(out) != len(in)+2 {
+				t.Fatalf("%q was written as %s", in, out)
+			}
+		}
+	}
+	if out := AppendJSONString(nil, "grüße, 世界 \"\\\x00\n"); string(out) != `"grüße, 世界 \"\\\u0000\n"` {
+		t.Errorf("%s", out)
+	}
+}
+
+func BenchmarkEnvelope(b *testing.B) {
+	e := &Entry{Seq: 12345, From: "alice", TS: 1790000000000, Body: bytes.Repeat([]byte("a text of many words "), 5)}
+	var buf []byte
+	for b.Loop() {
+		buf = AppendEnvelope(buf[:0], e)
+	}
+	b.SetBytes(int64(len(buf)))
 }
