@@ -63,9 +63,18 @@ type moveEnd struct {
 	End *Sums `json:"end"`
 }
 
-// Export writes all of st to w and returns what it was. progress, if not nil, is
-// called for every record.
-func Export(ctx context.Context, st store.Store, w io.Writer, progress func(kind string)) (*Sums, error) {
+// Progress is called for every record: doing is "exported", "imported" or
+// "compared".
+type Progress func(doing string)
+
+func (p Progress) made(doing string) {
+	if p != nil {
+		p(doing)
+	}
+}
+
+// Export writes all of st to w and returns what it was. progress may be nil.
+func Export(ctx context.Context, st store.Store, w io.Writer, progress Progress) (*Sums, error) {
 	out := bufio.NewWriterSize(w, 1<<20)
 	sums := newSums()
 	put := func(v any) ([]byte, error) {
@@ -82,9 +91,7 @@ func Export(ctx context.Context, st store.Store, w io.Writer, progress func(kind
 	err := st.Dump(ctx, func(r store.Record) error {
 		line, err := put(r)
 		sums.add(r.Kind(), line)
-		if progress != nil {
-			progress(r.Kind())
-		}
+		progress.made("exported")
 		return err
 	})
 	if err != nil {
@@ -108,7 +115,7 @@ const (
 // Import reads what Export wrote into st, which must be empty or hold a part of
 // the same import, and then reads st back and compares. Until that has succeeded
 // the store says that it is partial, and no server takes it.
-func Import(ctx context.Context, st store.Store, r io.Reader, progress func(kind string)) (*Sums, error) {
+func Import(ctx context.Context, st store.Store, r io.Reader, progress Progress) (*Sums, error) {
 	began, err := st.Partial(ctx)
 	if err != nil {
 		return nil, err
@@ -133,6 +140,7 @@ func Import(ctx context.Context, st store.Store, r io.Reader, progress func(kind
 	err = st.Dump(ctx, func(r store.Record) error {
 		line, err := json.Marshal(r)
 		got.add(r.Kind(), line)
+		progress.made("compared")
 		return err
 	})
 	if err != nil {
@@ -145,7 +153,7 @@ func Import(ctx context.Context, st store.Store, r io.Reader, progress func(kind
 	return got, st.SetPartial(ctx, "")
 }
 
-func load(ctx context.Context, st store.Store, r io.Reader, progress func(kind string)) (*Sums, error) {
+func load(ctx context.Context, st store.Store, r io.Reader, progress Progress) (*Sums, error) {
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 1<<20), moveLine)
 	n := 0
@@ -208,9 +216,7 @@ func load(ctx context.Context, st store.Store, r io.Reader, progress func(kind s
 				return nil, fmt.Errorf("line %d: %w", n, err)
 			}
 		}
-		if progress != nil {
-			progress(kind)
-		}
+		progress.made("imported")
 	}
 }
 

@@ -5,10 +5,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
@@ -118,3 +121,95 @@ func TestDamagedExports(t *testing.T) {
 		t.Errorf("%+v %v", sums, err)
 	}
 }
+
+// openMemory opens a store that no disk slows down.
+func openMemory(t *testing.T) store.Store {
+	t.Helper()
+	st, err := pebblestore.Open("store", pebblestore.Options{FS: vfs.NewMem()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	return st
+}
+
+// TestEveryByteOfAnExportCounts changes one bit, anywhere between the header and
+// the end of the sums.
+func TestEveryByteOfAnExportCounts(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	from := openMemory(t)
+	(&filler{t: t, st: from, rng: rng}).fill()
+	_, file := export(t, from)
+	first, last := bytes.IndexByte(file, '\n')+1, bytes.LastIndex(file, []byte("\n{\"end\""))
+	hash := bytes.LastIndex(file, []byte(`"hash":"`)) + len(`"hash":"`)
+	for i := range 200 {
+		at, bit := first+rng.IntN(last-first), byte(1)<<rng.IntN(8)
+		if i < 20 {
+			at = hash + rng.IntN(64)
+		}
+		damaged := bytes.Clone(file)
+		damaged[at] ^= bit
+		st := openMemory(t)
+		if _, err := Import(t.Context(), st, bytes.NewReader(damaged), nil); err == nil {
+			t.Errorf("bit %#x of byte %d was changed, unseen: %.80q", bit, at, file[max(0, at-40):])
+		} else if why, _ := st.Partial(t.Context()); why == "" {
+			t.Errorf("after %v the store is whole", err)
+		}
+		_ = st.Close()
+	}
+}
+
+// bad is a store that changes one byte of one record on its way in.
+type bad struct {
+	store.Store
+	spoil func(*store.Record) bool
+}
+
+func (b *bad) Load(ctx context.Context, rs []store.Record) error {
+	for i := range rs {
+		if b.spoil(&rs[i]) {
+			b.spoil = func(*store.Record) bool { return false }
+		}
+	}
+	return b.Store.Load(ctx, rs)
+}
+
+// TestTheStoreIsComparedToo: the file is sound, and the store does not keep it so.
+func TestTheStoreIsComparedToo(t *testing.T) {
+	from := openMemory(t)
+	(&filler{t: t, st: from, rng: rand.New(rand.NewPCG(1, 1))}).fill()
+	_, file := export(t, from)
+	for what, spoil := range map[string]func(*store.Record) bool{
+		"a byte of a body": func(r *store.Record) bool {
+			if r.Entry == nil || len(r.Entry.Body) == 0 {
+				return false
+			}
+			r.Entry.Body[0] ^= 1
+			return true
+		},
+		"a flag":   func(r *store.Record) bool { return r.User != nil && flip(&r.User.Disabled) },
+		"a cursor": func(r *store.Record) bool { return r.Cursor != nil && add(&r.Cursor.Acked) },
+		"a key": func(r *store.Record) bool {
+			if r.Secret == nil || len(r.Secret.Value) == 0 {
+				return false
+			}
+			r.Secret.Value[0] ^= 128
+			return true
+		},
+		"a time": func(r *store.Record) bool { return r.Read != nil && add(&r.Read.TS) },
+	} {
+		st := &bad{openMemory(t), spoil}
+		if _, err := Import(t.Context(), st, bytes.NewReader(file), nil); err == nil || !strings.Contains(err.Error(), "does not hold what the file says") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if why, _ := st.Partial(t.Context()); why == "" {
+			t.Errorf("%s: the store is whole", what)
+		}
+	}
+}
+
+func flip(b *bool) bool { *b = !*b; return true }
+
+func add[T ~int64 | ~uint64](n *T) bool { *n++; return true }

@@ -40,6 +40,9 @@ func newExportCmd() *cobra.Command {
 						err = f.Sync()
 					}
 					err = errors.Join(err, f.Close())
+					if err != nil { // half of it is of no use
+						err = errors.Join(err, os.Remove(args[0]))
+					}
 				}
 				progress.end()
 				if err == nil {
@@ -96,26 +99,42 @@ func withStore(cmd *cobra.Command, partial bool, fn func(context.Context, store.
 	if err != nil {
 		return err
 	}
-	return errors.Join(fn(cmd.Context(), st, &progress{shown: term.IsTerminal(int(os.Stderr.Fd()))}), st.Close())
+	return errors.Join(fn(cmd.Context(), st, &progress{terminal: term.IsTerminal(int(os.Stderr.Fd()))}), st.Close())
 }
 
-// progress shows on a terminal how far it is.
+// progress shows how far it is: on a terminal in place, elsewhere, as in a log, in
+// a line now and then.
 type progress struct {
-	shown bool
-	n     int
-	last  time.Time
+	terminal bool
+	doing    string
+	n        int
+	last     time.Time
 }
 
-func (p *progress) count(string) {
-	p.n++
-	if p.shown && p.n%1000 == 0 && time.Since(p.last) > 200*time.Millisecond {
-		p.last = time.Now()
-		fmt.Fprintf(os.Stderr, "\r%d records", p.n)
+func (p *progress) count(doing string) {
+	if doing != p.doing {
+		p.doing, p.n = doing, 0
+		if p.last.IsZero() {
+			p.last = time.Now()
+		}
 	}
+	if p.n++; p.n%1000 != 0 {
+		return
+	}
+	now := time.Now()
+	switch since := now.Sub(p.last); {
+	case p.terminal && since > 200*time.Millisecond:
+		fmt.Fprintf(os.Stderr, "\r\x1b[K%d records %s", p.n, p.doing)
+	case !p.terminal && since > 10*time.Second:
+		fmt.Fprintf(os.Stderr, "%d records %s\n", p.n, p.doing)
+	default:
+		return
+	}
+	p.last = now
 }
 
 func (p *progress) end() {
-	if p.shown && p.n > 0 {
+	if p.terminal && p.n > 0 {
 		fmt.Fprint(os.Stderr, "\r\x1b[K")
 	}
 }

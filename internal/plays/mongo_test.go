@@ -96,49 +96,6 @@ func (h *House) checkDatabase(t *testing.T, flag, want string) {
 	}
 }
 
-// TestMoving takes an installation from the embedded store to MongoDB and back.
-func TestMoving(t *testing.T) {
-	_, flag := onMongo(t)
-	h := Open(t, "--limits.off=true")
-	alice, bob := h.Person("alice"), h.Person("bob")
-	h.Friends(alice, bob)
-	a := alice.Connect("phone")
-	bob.Connect("phone").Leave()
-	for range 20 {
-		a.Publish("dm/bob", "to be moved")
-	}
-	refused, err := exec.Command(binary, "export", "-", "--data-dir", h.dir).CombinedOutput()
-	if err == nil || !strings.Contains(string(refused), "stop it first") {
-		t.Errorf("export beside a running server: %v %s", err, refused)
-	}
-	a.Leave()
-	h.Stop()
-	file, back := filepath.Join(t.TempDir(), "all.jsonl"), filepath.Join(t.TempDir(), "back.jsonl")
-	first := cli(t, h, "export", file)
-	cli(t, h, "import", file, flag)
-	again, err := exec.Command(binary, "import", file, flag, "--data-dir", h.dir).CombinedOutput()
-	if err == nil || !strings.Contains(string(again), "not empty") {
-		t.Errorf("into a full store: %v %s", err, again)
-	}
-	h.args = append(h.args, flag)
-	h.Start()
-	b := bob.Connect("phone")
-	for range 20 {
-		b.Expect("dm/alice", "to be moved")
-	}
-	b.Leave()
-	if out := alice.Connect("phone").Publish("dm/bob", "moved"); out.Seq != 21 {
-		t.Errorf("%+v", out)
-	}
-	h.Stop()
-	cli(t, h, "export", back, flag)
-	embedded := &House{t: t, dir: t.TempDir(), args: []string{"--limits.off=true"}, people: h.people}
-	out := cli(t, embedded, "import", back)
-	if !strings.Contains(first, "exported: 2 users") || !strings.Contains(out, "imported and compared: 2 users") {
-		t.Errorf("%s%s", first, out)
-	}
-}
-
 // TestAnInterruptedImport: kill -9 in the middle; nothing starts on what it leaves,
 // and the same import ends it.
 func TestAnInterruptedImport(t *testing.T) {

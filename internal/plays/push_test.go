@@ -30,6 +30,7 @@ func ringing(t *testing.T, o pushtest.Options, more ...string) (*House, *pushtes
 	team, id, _ := sim.APNsKey()
 	conf := fmt.Sprintf(`
 limits: {off: true}
+rules: [{allow: all, topic: "open/#"}]
 push:
   privacy: full
   grace_online: 1s

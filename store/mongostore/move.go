@@ -253,11 +253,8 @@ func (s *Store) Load(ctx context.Context, rs []store.Record) error {
 			c := r.Cursor
 			put(s.cursors, cursor{ID: cursorID(c.Key, c.Conv), User: string(c.Key.User), Conv: string(c.Conv), Acked: int64(c.Acked), Sent: int64(c.Sent), Ahead: c.Ahead})
 		case r.Receipt != nil:
-			doc, err := s.loadedReceipt(ctx, r.Receipt)
-			if err != nil {
-				return err
-			}
-			put(s.receipts, doc)
+			rc := r.Receipt
+			put(s.receipts, receipt{ID: receiptID(rc.Key, rc.Packet), User: string(rc.Key.User), Conv: string(rc.Conv), Seq: int64(rc.Seq), TS: rc.TS})
 		case r.Note != nil:
 			put(s.notes, secret{ID: r.Note.Key, Value: r.Note.Value})
 		case r.Task != nil:
@@ -282,17 +279,3 @@ func (s *Store) Load(ctx context.Context, rs []store.Record) error {
 }
 
 func loaded(r txRow, ver uint64) bson.D { return append(byID(r.ID), r.values(int64(ver))...) }
-
-// loadedReceipt finds the key of the message that the receipt is for; messages
-// are loaded before receipts.
-func (s *Store) loadedReceipt(ctx context.Context, r *store.DeviceReceipt) (receipt, error) {
-	doc := receipt{ID: receiptID(r.Key, r.Packet), User: string(r.Key.User), Conv: string(r.Conv)}
-	if r.Seq == 0 {
-		return doc, nil
-	}
-	m, found, err := one[message](ctx, s, "Load", s.messages, bson.D{{Key: "c", Value: doc.Conv}, {Key: "_id", Value: messageID(r.Conv, r.Seq)}})
-	if found {
-		doc.Key = m.Key
-	}
-	return doc, err
-}

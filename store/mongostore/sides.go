@@ -20,7 +20,9 @@ type receipt struct {
 	ID   string `bson:"_id"` // deviceID and the packet id
 	User string `bson:"u"`   // the shard key
 	Conv string `bson:"c,omitempty"`
-	Key  string `bson:"k,omitempty"` // of the message; "" when there is none
+	Key  string `bson:"k,omitempty"` // of the message; "" when there is none, or when it was loaded:
+	Seq  int64  `bson:"s,omitempty"` // of a loaded receipt
+	TS   int64  `bson:"t,omitempty"`
 }
 
 func receiptID(k im.DeviceKey, packet uint16) string {
@@ -129,7 +131,7 @@ func (x *writer) receipts(ctx context.Context, rs []receipt, of []*job) error {
 			j.dup = true
 			continue
 		}
-		m, found, err := x.s.byKey(ctx, im.ConvID(r.Conv), string(j.Entry.From), r.Key)
+		m, found, err := x.s.receiptOf(ctx, &r)
 		if err != nil {
 			return err
 		}
@@ -201,6 +203,14 @@ func (s *Store) empty(ctx context.Context, conv im.ConvID, seqs []int64) error {
 	})
 }
 
+// receiptOf is seq and time of the message that r stands for.
+func (s *Store) receiptOf(ctx context.Context, r *receipt) (message, bool, error) {
+	if r.Seq > 0 {
+		return message{Seq: r.Seq, TS: r.TS}, true, nil
+	}
+	return s.byKey(ctx, im.ConvID(r.Conv), r.User, r.Key)
+}
+
 // Receipt: a method of store.Devices.
 func (s *Store) Receipt(ctx context.Context, k im.DeviceKey, packet uint16) (store.Receipt, error) {
 	r, found, err := one[receipt](ctx, s, "Receipt", s.receipts, bson.D{{Key: "_id", Value: receiptID(k, packet)}, {Key: "u", Value: string(k.User)}})
@@ -211,10 +221,10 @@ func (s *Store) Receipt(ctx context.Context, k im.DeviceKey, packet uint16) (sto
 		return store.Receipt{}, err
 	}
 	out := store.Receipt{Packet: packet, Conv: im.ConvID(r.Conv)}
-	if r.Key == "" {
+	if r.Conv == "" {
 		return out, nil
 	}
-	m, found, err := s.byKey(ctx, out.Conv, string(k.User), r.Key)
+	m, found, err := s.receiptOf(ctx, &r)
 	if err == nil && !found { // the process died before the message was in
 		err = notFound("receipt")
 	}
