@@ -95,10 +95,11 @@ func (m *metrics) mongo(off bool) mongostore.Events {
 	took := prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "parley", Subsystem: "mongodb", Name: "command_duration_seconds", Help: "Round trips to MongoDB, by command.",
 		Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}, []string{"command"})
 	failed := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "command_failures_total", Help: "Commands that failed or were not answered, by command."}, []string{"command"})
-	conflicts := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "seq_conflicts_total", Help: "Inserts that found their seq taken by another process."})
+	conflicts := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "seq_conflicts_total", Help: "Inserts that found their seq taken by another process, by kind of conversation."}, []string{"kind"})
+	seat := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "parley", Subsystem: "mongodb", Name: "seat", Help: "1 while this server has the seat on the database for certain; without it nothing is acknowledged."})
 	retries := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "retries_total", Help: "Uncertain or refused operations that were tried again."})
 	conns := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "parley", Subsystem: "mongodb", Name: "connections", Help: "Connections of the pool, by state."}, []string{"state"})
-	m.reg.MustRegister(took, failed, conflicts, retries, conns)
+	m.reg.MustRegister(took, failed, conflicts, retries, conns, seat)
 	open, used := conns.WithLabelValues("open"), conns.WithLabelValues("in_use")
 	return mongostore.Events{
 		Command: func(name string, d time.Duration, bad bool) {
@@ -108,9 +109,30 @@ func (m *metrics) mongo(off bool) mongostore.Events {
 			}
 		},
 		Pool:     func(o, u int) { open.Set(float64(o)); used.Set(float64(u)) },
-		Conflict: conflicts.Inc,
-		Retried:  retries.Inc,
+		Conflict: func(conv im.ConvID) { conflicts.WithLabelValues(kindOf(conv)).Inc() },
+		Seat: func(held bool) {
+			if held {
+				seat.Set(1)
+			} else {
+				seat.Set(0)
+			}
+		},
+		Retried: retries.Inc,
 	}
+}
+
+// kindOf names the kind of a conversation; each conversation by itself would be a
+// series too many.
+func kindOf(conv im.ConvID) string {
+	switch conv.Kind() {
+	case im.KindDM:
+		return "dm"
+	case im.KindGroup:
+		return "group"
+	case im.KindAccount:
+		return "account"
+	}
+	return "queue"
 }
 
 // push counts what the push gateway announces.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -65,6 +66,8 @@ func TestOnMongoDB(t *testing.T) {
 	}
 	b.Await("g/" + g)
 	alice.must(200, "PUT", "/v1/conversations/dm/bob/read", map[string]any{"seq": 3}, nil)
+	h.wantMetrics(t, `mongodb_command_duration_seconds_count{command="insert"}`, `mongodb_command_duration_seconds_count{command="find"}`, `commit_batch_entries_count`, `commit_duration_seconds_count`,
+		`mongodb_connections{state="open"}`, `mongodb_seat`)
 
 	h.Kill()
 	h.Start()
@@ -82,6 +85,21 @@ func TestOnMongoDB(t *testing.T) {
 	}
 	h.Stop()
 	h.checkDatabase(t, flag, "sound: 3 users")
+}
+
+// wantMetrics wants each series of parley_ to be more than 0.
+func (h *House) wantMetrics(t *testing.T, series ...string) {
+	t.Helper()
+	_, body, err := (&Person{h: &House{t: t, HTTP: h.Metrics}}).call("GET", "/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range series {
+		m := regexp.MustCompile(`(?m)^parley_` + regexp.QuoteMeta(s) + ` (\S+)$`).FindSubmatch(body)
+		if m == nil || string(m[1]) == "0" {
+			t.Errorf("parley_%s is %q", s, m)
+		}
+	}
 }
 
 // checkDatabase runs parley check --store. FerretDB is one server, of which it warns.
@@ -184,6 +202,7 @@ func TestMongoDBGoesAway(t *testing.T) {
 	if code := a.Gone(); code != 0x88 && code != 0x89 {
 		t.Errorf("DISCONNECT 0x%02x", code)
 	}
+	h.wantMetrics(t, `mongodb_retries_total`, `commit_failures_total`)
 	if status, body := h.ready(t); status != 503 || !strings.Contains(body, "database") {
 		t.Errorf("/readyz: %d %s", status, body)
 	}

@@ -246,6 +246,7 @@ func TestAServerThatCannotRenewComesBack(t *testing.T) {
 		}
 		return mongotest.Fault{}
 	})
+	h.wantMetrics(t, "mongodb_seat")
 	if body := h.waitReady(t, 503); !strings.Contains(body, "seat") {
 		t.Errorf("/readyz: %s", body)
 	}

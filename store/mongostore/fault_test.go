@@ -190,7 +190,7 @@ func TestFaults(t *testing.T) {
 func TestTwoWriters(t *testing.T) {
 	uri := server.Database(t)
 	var conflicts atomic.Int64
-	o := Options{Events: Events{Conflict: func() { conflicts.Add(1) }}}
+	o := Options{Events: Events{Conflict: func(im.ConvID) { conflicts.Add(1) }}}
 	a, b := open(t, uri, o), open(t, uri, o)
 	defer func() { _, _ = a.Close(), b.Close() }()
 	l := newLedger()

@@ -35,9 +35,10 @@ type Events struct {
 	Pool         func(open, inUse int)                              // connections, after each change
 	Committed    func(entries, bytes int, took time.Duration)       // one batch of one conversation is durable
 	CommitFailed func(err error)
-	Conflict     func()              // another writer took the seq
-	Retried      func()              // an uncertain outcome was asked for again
-	Announce     func() (end func()) // around the outcomes of one batch
+	Conflict     func(conv im.ConvID) // another writer took the seq
+	Seat         func(held bool)      // the seat is held for certain, or no longer; after TakeSeat
+	Retried      func()               // an uncertain outcome was asked for again
+	Announce     func() (end func())  // around the outcomes of one batch
 }
 
 // Options configure a Store; the zero value is sensible.

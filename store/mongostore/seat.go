@@ -95,6 +95,7 @@ func (s *Store) TakeSeat(ctx context.Context, doing string, lost func(error)) er
 		if ours {
 			s.seat.mine = mine
 			s.seat.renewed.Store(&before)
+			s.seatHeld(true)
 			break
 		}
 	}
@@ -192,6 +193,7 @@ func (s *Store) keepSeat(lost func(error)) {
 		case err != nil:
 			if why := s.seated(); why != nil && !lapsed && s.closing.Err() == nil {
 				lapsed = true
+				s.seatHeld(false)
 				s.log.Error("the seat on the database is not renewed", "error", err, "reason", im.ReasonOf(why))
 			}
 		case !ours:
@@ -201,9 +203,16 @@ func (s *Store) keepSeat(lost func(error)) {
 			s.seat.renewed.Store(&before)
 			if lapsed {
 				lapsed = false
+				s.seatHeld(true)
 				s.log.Info("the seat on the database is renewed")
 			}
 		}
+	}
+}
+
+func (s *Store) seatHeld(held bool) {
+	if s.opt.Events.Seat != nil {
+		s.opt.Events.Seat(held)
 	}
 }
 
@@ -219,6 +228,7 @@ func (s *Store) loseSeat(lost func(error)) {
 	}
 	e := &im.Error{Kind: im.Unavailable, Code: "seat_lost", Op: "mongostore.seat", Reason: fmt.Sprintf("this process has lost its seat on the database %s while it was silent: %s", s.db.Name(), who)}
 	s.seat.lost.Store(e)
+	s.seatHeld(false)
 	s.log.Error("the seat on the database is lost: nothing is acknowledged any more", "reason", e.Reason)
 	if lost != nil {
 		lost(e)

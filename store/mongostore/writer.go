@@ -485,7 +485,7 @@ func (x *writer) insert(ctx context.Context, jobs []*job) error {
 		// A foreign document has our seq. It may not be committed by a majority
 		// yet, so that learn does not see it: then the next try fails likewise.
 		if taken >= 0 && x.s.opt.Events.Conflict != nil {
-			x.s.opt.Events.Conflict()
+			x.s.opt.Events.Conflict(x.conv)
 		}
 		if err := x.relearn(ctx, taken >= 0); err != nil {
 			return err

@@ -1,0 +1,82 @@
+package app
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/parley-im/parley/configs"
+	"github.com/parley-im/parley/pushgw/pushtest"
+)
+
+// everyMetric is the names of all metrics of a server with everything switched on.
+func everyMetric(t *testing.T) map[string]bool {
+	t.Helper()
+	sim, err := pushtest.Start(pushtest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sim.Close() }()
+	dir := t.TempDir()
+	if err := sim.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	cfg := configs.Defaults()
+	cfg.DataDir = dir
+	cfg.MQTT.Addr, cfg.HTTP.Addr, cfg.Metrics.Addr = "off", "off", "off"
+	cfg.Push.Apps = []configs.PushApp{{Name: "android", Provider: "fcm", ServiceAccount: filepath.Join(dir, "service-account.json"), Endpoint: sim.URLs.FCM, CA: filepath.Join(dir, "ca.pem")}}
+	a, err := New(t.Context(), Options{Config: &cfg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = a.cleanup() }()
+	a.metrics.mongo(false)
+	descs := make(chan *prometheus.Desc, 1000)
+	a.metrics.reg.Describe(descs)
+	close(descs)
+	names := map[string]bool{}
+	fq := regexp.MustCompile(`fqName: "(parley_\w+)"`)
+	for d := range descs {
+		if m := fq.FindStringSubmatch(d.String()); m != nil {
+			names[m[1]] = true
+		}
+	}
+	return names
+}
+
+// TestEveryMetricIsDocumented: docs/operations.md has them all, and no page names
+// one that there is not.
+func TestEveryMetricIsDocumented(t *testing.T) {
+	have := everyMetric(t)
+	if len(have) < 20 {
+		t.Fatalf("%d metrics", len(have))
+	}
+	name := regexp.MustCompile(`\bparley_[a-z_]+\b`)
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range name.FindAllString(string(b), -1) {
+			if !have[n] && n != "parley_test_" && n != "parley_export" {
+				t.Errorf("%s names %s, which there is not", page, n)
+			}
+		}
+		if filepath.Base(page) != "operations.md" {
+			continue
+		}
+		for n := range have {
+			if !strings.Contains(string(b), "`"+n) {
+				t.Errorf("%s does not tell of %s", page, n)
+			}
+		}
+	}
+}
