@@ -289,3 +289,18 @@ func TestTheLargestMessageIsADocument(t *testing.T) {
 		t.Errorf("%d entries, %v", len(es), err)
 	}
 }
+
+// A wrong password is told at once, and not told.
+func TestAWrongPasswordIsNamed(t *testing.T) {
+	uri := strings.Replace(server.Database(t), "mongodb://", "mongodb://parley:hunter2@", 1)
+	if server.Real {
+		t.Skip("the URI of the server has a user of its own")
+	}
+	_, opened := Open(ctx, uri, Options{Timeout: time.Hour})
+	_, inspected := Inspect(ctx, uri, Options{Timeout: time.Hour})
+	for _, err := range []error{opened, inspected} {
+		if im.CodeOf(err) != "store_auth" || !strings.Contains(err.Error(), "does not take the user or password of store.uri") || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%v", err)
+		}
+	}
+}

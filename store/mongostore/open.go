@@ -18,6 +18,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/readconcern"
 	"go.mongodb.org/mongo-driver/v2/mongo/readpref"
 	"go.mongodb.org/mongo-driver/v2/mongo/writeconcern"
+	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/auth"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/connstring"
 	"go.mongodb.org/mongo-driver/v2/x/mongo/driver/topology"
 
@@ -77,6 +78,7 @@ type Store struct {
 	closing context.Context
 	shut    context.CancelFunc
 	closed  atomic.Bool
+	reached atomic.Bool    // the server has answered: what fails later may pass
 	jobs    sync.WaitGroup // background work
 	pool    struct{ open, used atomic.Int64 }
 }
@@ -423,6 +425,12 @@ func (s *Store) retryFor(ctx context.Context, limit time.Duration, op string, fn
 		try, done := s.attempt(ctx)
 		err := fn(try)
 		done()
+		if err == nil && !s.reached.Load() {
+			s.reached.Store(true)
+		}
+		if !s.reached.Load() && errors.As(err, new(*auth.Error)) {
+			return &im.Error{Kind: im.Unauthorized, Code: "store_auth", Op: "mongostore." + op, Err: err, Reason: "MongoDB does not take the user or password of store.uri (is authSource right?)"}
+		}
 		if err == nil || !transient(err) {
 			return wrap(op, err)
 		}
