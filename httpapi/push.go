@@ -17,7 +17,7 @@ type Push interface {
 	Settings(u im.UserID) pushgw.Settings
 	PutSettings(ctx context.Context, u im.UserID, s pushgw.Settings) error
 	PutLevel(ctx context.Context, u im.UserID, conv im.ConvID, l pushgw.ConvLevel) error
-	Explain(conv im.ConvID, seq im.Seq) []pushgw.Step
+	Explain(ctx context.Context, conv im.ConvID, seq im.Seq) ([]pushgw.Step, error)
 	Dead(ctx context.Context) ([]pushgw.DeadLetter, error)
 	Replay(ctx context.Context, ids []string) (int, error)
 	Try(ctx context.Context, k im.DeviceKey, text string) (pushgw.Result, error)
@@ -196,7 +196,7 @@ type pushStep struct {
 	Detail string      `json:"detail,omitempty"`
 }
 
-func (a *API) explainPush(_ context.Context, _ Caller, in *explainInput) (*reply[[]pushStep], error) {
+func (a *API) explainPush(ctx context.Context, _ Caller, in *explainInput) (*reply[[]pushStep], error) {
 	p, err := a.push()
 	if err != nil {
 		return nil, err
@@ -205,9 +205,10 @@ func (a *API) explainPush(_ context.Context, _ Caller, in *explainInput) (*reply
 	if err != nil {
 		return nil, err
 	}
-	return answerList(convert(p.Explain(conv, in.Seq), func(s pushgw.Step) pushStep {
+	steps, err := p.Explain(ctx, conv, in.Seq)
+	return answerList(convert(steps, func(s pushgw.Step) pushStep {
 		return pushStep{At: s.At, First: s.First, Last: s.Last, User: s.Device.User, Device: s.Device.Device, Step: s.Step, Go: s.Go, Reason: s.Reason, Detail: s.Detail}
-	}), nil)
+	}), err)
 }
 
 type deadLetter struct {

@@ -27,8 +27,8 @@ const probeEvery = 30 * time.Second
 // longestPause is how long a provider may stop an app.
 const longestPause = 5 * time.Minute
 
-func newCircuit(a App, o *Options) circuit {
-	return circuit{app: a.Name, of: a.Provider, now: o.Now, log: o.Log, events: o.Events}
+func newCircuit(a App, now func() time.Time, log *slog.Logger, ev Events) circuit {
+	return circuit{app: a.Name, of: a.Provider, now: now, log: log, events: ev}
 }
 
 // admit reports whether an attempt may be made now; probe says that it is the
@@ -91,6 +91,13 @@ func (c *circuit) unprobe() {
 		c.probing = false
 		c.until = c.now().Add(probeEvery)
 	}
+	c.mu.Unlock()
+}
+
+// unprobeIdle gives back a probe for which there was nothing to send.
+func (c *circuit) unprobeIdle() {
+	c.mu.Lock()
+	c.probing = false
 	c.mu.Unlock()
 }
 

@@ -239,6 +239,7 @@ func (g *Gateway) bells(ctx context.Context, conv im.ConvID, es []*im.Entry) err
 		}
 	}
 	var notes []store.Note
+	var wishes []*wish
 	g.mu.Lock()
 	for _, e := range es {
 		if !ringing(e).Go {
@@ -264,8 +265,15 @@ func (g *Gateway) bells(ctx context.Context, conv im.ConvID, es []*im.Entry) err
 		}
 		for _, u := range who {
 			for _, r := range g.regs[u] {
-				if n, ok := g.ring(e, r, large, all || named[u]); ok {
-					notes = append(notes, n)
+				w := g.wish(e, r, large, all || named[u])
+				switch {
+				case w == nil:
+				case g.opt.Workers:
+					wishes = append(wishes, w)
+				default:
+					if n, ok := g.ring(w); ok {
+						notes = append(notes, n)
+					}
 				}
 			}
 		}
@@ -275,11 +283,14 @@ func (g *Gateway) bells(ctx context.Context, conv im.ConvID, es []*im.Entry) err
 		g.marks[conv] = last
 	}
 	g.mu.Unlock()
-	if len(notes) == 0 {
+	if len(notes)+len(wishes) == 0 {
 		return nil // looked at again after a crash, to no effect
 	}
-	// If this cannot be written it is tried again: the mark in memory is taken back.
-	if err := g.opt.Store.PutNotes(ctx, append(notes, note(noteMark+string(conv), last)), false); err != nil {
+	err := g.place(ctx, wishes)
+	if err == nil {
+		err = g.opt.Store.PutNotes(ctx, append(notes, note(noteMark+string(conv), last)), false)
+	}
+	if err != nil { // it is tried again: the mark in memory is taken back
 		g.mu.Lock()
 		delete(g.marks, conv)
 		g.mu.Unlock()
@@ -289,45 +300,85 @@ func (g *Gateway) bells(ctx context.Context, conv im.ConvID, es []*im.Entry) err
 	return nil
 }
 
-// ring makes or changes the bell of one device for an entry. Caller holds mu.
-func (g *Gateway) ring(e *im.Entry, r *Registration, large, mentioned bool) (n store.Note, ok bool) {
+// wish is that a device be rung for an entry, after the grace.
+type wish struct {
+	key     slotKey
+	entry   *im.Entry
+	app     string
+	mention bool
+	due     int64 // Unix ms
+	expires int64
+	why     string // of the grace
+	wait    time.Duration
+}
+
+// wish decides whether a device is to be rung for an entry; nil if not. Caller
+// holds mu.
+func (g *Gateway) wish(e *im.Entry, r *Registration, large, mentioned bool) *wish {
 	if r.Kind == KindVoIP {
-		return n, false
+		return nil
 	}
-	k := slotKey{r.Device, e.Conv}
 	now := g.opt.Now()
 	set := g.settings[r.Device.User]
 	f := facts{entry: e, user: r.Device.User, registered: r.Registered, now: now, maxAge: g.opt.TTL, large: large, mentioned: mentioned}
 	if set != nil {
 		f.level = set.Conv[e.Conv]
 	}
-	probe := &bell{First: e.Seq, Last: e.Seq, key: k}
+	w := &wish{key: slotKey{r.Device, e.Conv}, entry: e, app: r.App, mention: mentioned, expires: e.TS + g.opt.TTL.Milliseconds()}
 	d := eligible(f)
-	g.record(probe, "eligible", d, "")
+	g.record(w.probe(), "eligible", d, "")
 	if !d.Go {
-		return n, false
+		return nil
 	}
 	online := g.opt.House.AnyOnline(r.Device.User)
-	wait, why := g.opt.Grace.of(presence{online: online, active: online && now.Sub(g.active[r.Device.User]) < activeFor})
-	due := now.Add(wait).UnixMilli()
-	if b := g.slots[k]; b != nil && b.Kind == Alert {
-		if b.Last >= e.Seq {
-			return n, false // looked at before
+	w.wait, w.why = g.opt.Grace.of(presence{online: online, active: online && now.Sub(g.active[r.Device.User]) < activeFor})
+	w.due = now.Add(w.wait).UnixMilli()
+	return w
+}
+
+// probe stands for the entry in explanations.
+func (w *wish) probe() *bell { return &bell{First: w.entry.Seq, Last: w.entry.Seq, key: w.key} }
+
+func (w *wish) bell() *bell {
+	return &bell{Kind: Alert, First: w.entry.Seq, Last: w.entry.Seq, Count: 1, From: w.entry.From, Mention: w.mention, Due: w.due, Expires: w.expires, key: w.key, place: -1}
+}
+
+// join adds an entry to a bell that waits; false: it was looked at before.
+func (b *bell) join(w *wish) bool {
+	if b.Last >= w.entry.Seq {
+		return false
+	}
+	b.Last, b.From, b.Mention = w.entry.Seq, w.entry.From, b.Mention || w.mention
+	b.Count++
+	b.Expires = w.expires
+	if b.Tries == 0 && w.due < b.Due { // who was online when it began has left
+		b.Due = w.due
+	}
+	return true
+}
+
+// recordWish notes what became of a wish: it replaces another, or waits.
+func (g *Gateway) recordWish(w *wish, step string) {
+	if step == "collapse" {
+		g.record(w.probe(), step, yes("replaces"), w.why)
+		return
+	}
+	g.record(w.probe(), step, yes(w.why), w.wait.String())
+}
+
+// ring makes or changes the bell of one device. Caller holds mu.
+func (g *Gateway) ring(w *wish) (n store.Note, ok bool) {
+	if b := g.slots[w.key]; b != nil && b.Kind == Alert {
+		if !b.join(w) {
+			return n, false
 		}
-		b.Last, b.From, b.Mention = e.Seq, e.From, b.Mention || mentioned
-		b.Count++
-		b.Expires = e.TS + g.opt.TTL.Milliseconds()
-		g.record(probe, "collapse", yes("replaces"), why)
-		if b.Tries == 0 && due < b.Due { // who was online when it began has left
-			b.Due = due
-		}
+		g.recordWish(w, "collapse")
 		return g.put(b), true
 	} else if b != nil { // a clear gives way: the push that follows sets the badge too
 		g.drop(b)
 	}
-	g.record(probe, "grace", yes(why), wait.String())
-	b := &bell{Kind: Alert, First: e.Seq, Last: e.Seq, Count: 1, From: e.From, Mention: mentioned, Due: due, Expires: e.TS + g.opt.TTL.Milliseconds(), key: k, place: -1}
-	return g.put(b), true
+	g.recordWish(w, "grace")
+	return g.put(w.bell()), true
 }
 
 // CallType is the content type of a signal that rings phones: somebody calls.
@@ -356,6 +407,7 @@ func (g *Gateway) Signal(ev im.Ephemeral) {
 		}
 	}
 	now := g.opt.Now()
+	calls, apps := map[slotKey]*bell{}, map[slotKey]string{}
 	g.mu.Lock()
 	for _, u := range who {
 		if set := g.settings[u]; u == ev.From || (set != nil && set.Conv[ev.Conv].Level == LevelNone) {
@@ -368,9 +420,17 @@ func (g *Gateway) Signal(ev im.Ephemeral) {
 			b := &bell{Kind: Call, Count: 1, From: ev.From, Due: now.UnixMilli(), Expires: now.Add(g.opt.CallTTL).UnixMilli(), place: -1, call: &ev,
 				key: slotKey{r.Device, ev.Conv + callSlot}}
 			g.record(b, "eligible", yes("call"), "")
+			if g.opt.Workers {
+				calls[b.key], apps[b.key] = b, r.App
+				continue
+			}
 			g.put(b)
 		}
 	}
 	g.mu.Unlock()
+	if g.opt.Workers {
+		g.callShared(calls, apps)
+		return
+	}
 	wake(g.wakeDue)
 }

@@ -16,6 +16,7 @@ import (
 // Store is what the gateway needs of the store.
 type Store interface {
 	store.Notes
+	store.Tasks
 	Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, maxBytes int) ([]*im.Entry, error)
 	Before(ctx context.Context, conv im.ConvID, before im.Seq, limit int) ([]*im.Entry, error)
 	Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, error)
@@ -70,6 +71,10 @@ type Options struct {
 	SealedTypes []string      // content types of bodies that are encrypted end to end
 	Explain     int           // decisions kept for explanations; default 65,536
 	Events      Events
+
+	// Workers has bells put into the store's tasks, for Workers to ring; else the
+	// gateway rings itself.
+	Workers bool
 }
 
 // Gateway rings phones. Make it with New, then Run it. Its methods may be called
@@ -99,6 +104,9 @@ type Gateway struct {
 	wakeDue  chan struct{}
 	wakeWork [expanders]chan struct{}
 
+	shared  shared
+	chores  chan chore
+	waiting atomic.Int64 // where workers ring: bells that wait, when last counted
 	any     atomic.Int64 // registrations: with none, Offer does nothing
 	history history
 }
@@ -110,7 +118,7 @@ func New(ctx context.Context, o Options) (*Gateway, error) {
 		opt: o, log: o.Log, apps: map[string]*app{}, regs: map[im.UserID][]*Registration{}, held: map[string]*Registration{}, settings: map[im.UserID]*Settings{},
 		keen: map[im.ConvID]map[im.UserID]bool{}, slots: map[slotKey]*bell{}, shown: map[slotKey]im.Seq{}, active: map[im.UserID]time.Time{},
 		isDirty: map[im.ConvID]int64{}, marks: map[im.ConvID]im.Seq{},
-		wakeDue: make(chan struct{}, 1),
+		wakeDue: make(chan struct{}, 1), shared: shared{o.Store, o.Now}, chores: make(chan chore, chores),
 	}
 	for i := range g.wakeWork {
 		g.wakeWork[i] = make(chan struct{}, 1)
@@ -228,6 +236,10 @@ func (g *Gateway) Read(conv im.ConvID, u im.UserID, device im.DeviceID, seq im.S
 	if g.any.Load() == 0 {
 		return
 	}
+	if g.opt.Workers {
+		g.readShared(conv, u, device, seq)
+		return
+	}
 	var notes []store.Note
 	g.mu.Lock()
 	g.touch(u)
@@ -250,8 +262,7 @@ func (g *Gateway) Read(conv im.ConvID, u im.UserID, device im.DeviceID, seq im.S
 			notes = append(notes, gone(noteShown+k.name()))
 			continue
 		}
-		b := &bell{Kind: Clear, Last: seq, Due: now.Add(clearDelay).UnixMilli(), Expires: now.Add(clearTTL).UnixMilli(), key: k, place: -1}
-		notes = append(notes, g.put(b))
+		notes = append(notes, g.put(newClear(k, seq, now)))
 	}
 	g.mu.Unlock()
 	g.save(notes)
@@ -308,6 +319,9 @@ func (g *Gateway) record(b *bell, step string, d Decision, detail string) {
 
 // Pending is how many devices wait to be rung.
 func (g *Gateway) Pending() int {
+	if g.opt.Workers {
+		return int(g.waiting.Load())
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return len(g.slots)
@@ -320,6 +334,23 @@ func (g *Gateway) Run(ctx context.Context) {
 	for i := range expanders {
 		living.Go(func() { g.expandLoop(ctx, i) })
 	}
+	living.Go(func() { g.catchUp(ctx) })
+	living.Go(func() { g.upkeep(ctx) })
+	if g.opt.Workers {
+		for range choreHands {
+			living.Go(func() { g.choresLoop(ctx) })
+		}
+	} else {
+		g.ringAll(ctx, &living)
+	}
+	living.Wait()
+	for _, a := range g.apps {
+		_ = a.Sender.Close()
+	}
+}
+
+// ringAll rings what is due until ctx is done.
+func (g *Gateway) ringAll(ctx context.Context, living *sync.WaitGroup) {
 	for _, a := range g.apps {
 		for range a.Workers {
 			living.Go(func() { a.work(ctx) })
@@ -332,13 +363,7 @@ func (g *Gateway) Run(ctx context.Context) {
 			a.cond.Broadcast()
 		})
 	}
-	living.Go(func() { g.catchUp(ctx) })
-	living.Go(func() { g.upkeep(ctx) })
 	g.schedule(ctx)
-	living.Wait()
-	for _, a := range g.apps {
-		_ = a.Sender.Close()
-	}
 }
 
 // schedule hands bells to their apps when they are due.
@@ -452,8 +477,14 @@ func (g *Gateway) upkeep(ctx context.Context) {
 		alive := g.seenTo()
 		g.mu.Unlock()
 		g.save([]store.Note{note(noteAlive, alive)})
+		if g.opt.Workers {
+			g.heed(ctx)
+		}
 		if n%720 == 0 { // an hour
 			g.forgetUnused()
+			if err := g.forgetPages(ctx); err != nil && ctx.Err() == nil {
+				g.log.Warn("old push decisions are kept longer", "error", err)
+			}
 		}
 	}
 }

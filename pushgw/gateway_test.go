@@ -2,9 +2,11 @@ package pushgw
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -22,17 +24,19 @@ import (
 type memory struct {
 	mu      sync.Mutex
 	notes   map[string][]byte
+	tasks   map[string]store.Task
 	log     map[im.ConvID][]*im.Entry
 	cursors map[slotKey]im.Seq
 	reads   map[string]im.Seq
 	writes  int
+	ver     uint64
 	failAt  int // the write after which nothing is written any more; 0: never
 
 	unreadable bool // the log cannot be read
 }
 
 func newMemory() *memory {
-	return &memory{notes: map[string][]byte{}, log: map[im.ConvID][]*im.Entry{}, cursors: map[slotKey]im.Seq{}, reads: map[string]im.Seq{}}
+	return &memory{notes: map[string][]byte{}, tasks: map[string]store.Task{}, log: map[im.ConvID][]*im.Entry{}, cursors: map[slotKey]im.Seq{}, reads: map[string]im.Seq{}}
 }
 
 func (m *memory) Note(_ context.Context, k string) ([]byte, error) {
@@ -77,6 +81,95 @@ func (m *memory) PutNotes(_ context.Context, ns []store.Note, _ bool) error {
 		}
 	}
 	return nil
+}
+
+func (m *memory) TasksOf(_ context.Context, keys []string) ([]store.Task, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]store.Task, len(keys))
+	for i, k := range keys {
+		if out[i] = m.tasks[k]; out[i].Ver == 0 {
+			out[i].Key = k
+		}
+	}
+	return out, nil
+}
+
+func (m *memory) EachTask(_ context.Context, prefix string, fn func(store.Task) bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range slices.Sorted(maps.Keys(m.tasks)) {
+		if strings.HasPrefix(k, prefix) && !fn(m.tasks[k]) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (m *memory) CountTasks(_ context.Context, queue string, before int64) (n int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tasks {
+		if t.Queue == queue && t.At < before {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (m *memory) PutTasks(_ context.Context, ts []store.Task) ([]bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	done := make([]bool, len(ts))
+	if len(ts) == 0 {
+		return done, nil
+	}
+	if m.writes++; m.failAt > 0 && m.writes >= m.failAt {
+		return done, im.Refuse(im.Unavailable, "", "crashed")
+	}
+	for i := range ts {
+		t := &ts[i]
+		old, found := m.tasks[t.Key]
+		if done[i] = old.Ver == t.Ver || (t.Value == nil && !found); !done[i] {
+			continue
+		}
+		m.ver++
+		t.Ver = m.ver
+		if t.Value == nil {
+			delete(m.tasks, t.Key)
+		} else {
+			m.tasks[t.Key] = *t
+		}
+	}
+	return done, nil
+}
+
+func (m *memory) TakeTasks(ctx context.Context, queue, owner string, now, until int64, limit int) ([]store.Task, error) {
+	m.mu.Lock()
+	var ts []store.Task
+	for _, t := range m.tasks {
+		if t.Queue == queue && t.At <= now {
+			t.Owner = owner
+			ts = append(ts, t)
+		}
+	}
+	m.mu.Unlock()
+	slices.SortFunc(ts, func(a, b store.Task) int { return cmp.Compare(a.At, b.At) })
+	ts = ts[:min(limit, len(ts))]
+	for i := range ts {
+		ts[i].At = until
+	}
+	done, err := m.PutTasks(ctx, ts)
+	if err != nil {
+		return nil, err
+	}
+	taken := ts[:0]
+	for i := range ts {
+		if done[i] {
+			taken = append(taken, ts[i])
+		}
+	}
+	return taken, nil
 }
 
 func (m *memory) SwapNote(_ context.Context, key string, old, value []byte) (bool, error) {
@@ -172,6 +265,7 @@ type family struct {
 	mu     sync.Mutex
 	online map[im.DeviceKey]bool
 	groups map[im.GroupID][]im.UserID
+	slow   time.Duration // how long it takes to count what is unread
 }
 
 func (f *family) Members(_ context.Context, g im.GroupID) ([]im.UserID, error) {
@@ -179,7 +273,10 @@ func (f *family) Members(_ context.Context, g im.GroupID) ([]im.UserID, error) {
 }
 func (f *family) UserName(_ context.Context, u im.UserID) string   { return string(u) }
 func (f *family) GroupName(_ context.Context, g im.GroupID) string { return string(g) }
-func (f *family) Unread(context.Context, im.UserID) (int, error)   { return 1, nil }
+func (f *family) Unread(context.Context, im.UserID) (int, error) {
+	time.Sleep(f.slow)
+	return 1, nil
+}
 func (f *family) Online(k im.DeviceKey) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -207,6 +304,7 @@ type provider struct {
 	mu     sync.Mutex
 	got    []rang
 	answer func(p *Push, n int) Result
+	slow   time.Duration // how long an attempt takes
 }
 
 func (s *provider) Send(_ context.Context, p *Push) Result {
@@ -214,6 +312,7 @@ func (s *provider) Send(_ context.Context, p *Push) Result {
 	s.got = append(s.got, rang{p, time.Now()})
 	n, answer := len(s.got), s.answer
 	s.mu.Unlock()
+	time.Sleep(s.slow)
 	if answer == nil {
 		return Result{}
 	}
@@ -237,27 +336,35 @@ func (s *provider) pushes() []rang {
 
 var phone = im.DeviceKey{User: "alice", Device: "phone"}
 
-// rig is a gateway in a bubble of testing/synctest.
+// rig is a gateway in a bubble of testing/synctest, with workers or by itself.
 type rig struct {
-	t    *testing.T
-	mem  *memory
-	fam  *family
-	apns *provider
-	fcm  *provider
-	g    *Gateway
-	stop func()
+	t       *testing.T
+	mem     *memory
+	fam     *family
+	apns    *provider
+	fcm     *provider
+	g       *Gateway
+	shop    int // how many workers ring; 0: the gateway does
+	workers []*hand
+	lease   time.Duration
+	stop    func()
 }
 
-func newRig(t *testing.T) *rig {
-	r := &rig{t: t, mem: newMemory(), fam: &family{online: map[im.DeviceKey]bool{}, groups: map[im.GroupID][]im.UserID{}}, apns: &provider{}, fcm: &provider{}}
+func newRig(t *testing.T) *rig { return newShop(t, 0) }
+
+func newShop(t *testing.T, workers int) *rig {
+	r := &rig{t: t, shop: workers, mem: newMemory(), fam: &family{online: map[im.DeviceKey]bool{}, groups: map[im.GroupID][]im.UserID{}}, apns: &provider{}, fcm: &provider{}}
 	r.start()
 	r.register(phone, Address{Provider: APNs, App: "ios", Token: "aa"})
 	return r
 }
 
+func (r *rig) apps() []App {
+	return []App{{Name: "ios", Provider: APNs, Sender: r.apns, Workers: 4}, {Name: "android", Provider: FCM, Sender: r.fcm, Workers: 4}}
+}
+
 func (r *rig) start() {
-	g, err := New(context.Background(), Options{Store: r.mem, House: r.fam, Privacy: PrivacyFull, LargeGroup: 5, Apps: []App{
-		{Name: "ios", Provider: APNs, Sender: r.apns, Workers: 4}, {Name: "android", Provider: FCM, Sender: r.fcm, Workers: 4}}})
+	g, err := New(context.Background(), Options{Store: r.mem, House: r.fam, Privacy: PrivacyFull, LargeGroup: 5, Apps: r.apps(), Workers: r.shop > 0})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -267,9 +374,16 @@ func (r *rig) start() {
 		g.Run(ctx)
 		close(done)
 	}()
+	r.workers = nil
+	for range r.shop {
+		r.hire()
+	}
 	r.g, r.stop = g, func() {
 		cancel()
 		<-done
+		for _, w := range r.workers {
+			w.stop()
+		}
 	}
 }
 
@@ -298,12 +412,21 @@ func (r *rig) read(device im.DeviceID, seq im.Seq) {
 	r.g.Read(dmAB, "alice", device, seq)
 }
 
+func (r *rig) explain(seq im.Seq) []Step {
+	r.t.Helper()
+	steps, err := r.g.Explain(context.Background(), dmAB, seq)
+	if err != nil {
+		r.t.Error(err)
+	}
+	return steps
+}
+
 func (r *rig) want(p *provider, n int, what string) []rang {
 	r.t.Helper()
 	synctest.Wait()
 	got := p.pushes()
 	if len(got) != n {
-		r.t.Fatalf("%s: %d pushes, want %d: %+v", what, len(got), n, r.g.Explain(dmAB, 1))
+		r.t.Fatalf("%s: %d pushes, want %d: %+v", what, len(got), n, r.explain(1))
 	}
 	return got
 }
@@ -326,7 +449,7 @@ func TestNobodyOnlineRingsAtOnce(t *testing.T) {
 		time.Sleep(time.Minute)
 		r.want(r.apns, 1, "one's own message")
 		steps := ""
-		for _, s := range r.g.Explain(dmAB, 1) {
+		for _, s := range r.explain(1) {
 			steps += s.Step + ":" + s.Reason + " "
 		}
 		if steps != "eligible:message grace:nobody_online record:rung " {

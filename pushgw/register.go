@@ -88,12 +88,14 @@ func (g *Gateway) Try(ctx context.Context, k im.DeviceKey, text string) (Result,
 
 func (g *Gateway) unregister(ctx context.Context, u im.UserID, out func(*Registration) bool) error {
 	var notes []store.Note
+	var devices []im.DeviceKey
 	g.mu.Lock()
 	for _, r := range slices.Clone(g.regs[u]) {
 		if !out(r) {
 			continue
 		}
 		g.unkeep(r)
+		devices = append(devices, r.Device)
 		notes = append(notes, gone(r.key()))
 		for k, b := range g.slots {
 			if k.dev == r.Device {
@@ -105,7 +107,10 @@ func (g *Gateway) unregister(ctx context.Context, u im.UserID, out func(*Registr
 	if len(notes) == 0 {
 		return nil
 	}
-	return g.opt.Store.PutNotes(ctx, notes, true)
+	if err := g.opt.Store.PutNotes(ctx, notes, true); err != nil || !g.opt.Workers {
+		return err
+	}
+	return g.dropShared(ctx, devices)
 }
 
 // Registrations returns where a user's devices are rung.

@@ -19,6 +19,8 @@ import (
 //	push/bell/USER/DEVICE CONV  bell: a device that is to be rung
 //	push/shown/USER/DEVICE CONV seq of the last message that was really shown
 //	push/dead/TIME-ID           DeadLetter
+//	push/learned/USER/DEVICE/KIND  learned: what a worker found out about an address
+//	push/page/WORKER/N          page: decisions of a worker
 //	push/alive                  up to when all entries were looked at, Unix ms: now, unless some wait
 const (
 	noteAt    = "push/at/"
@@ -28,6 +30,9 @@ const (
 	noteShown = "push/shown/"
 	noteDead  = "push/dead/"
 	noteAlive = "push/alive"
+
+	noteLearned = "push/learned/"
+	notePage    = "push/page/"
 )
 
 // Registration is where one device is rung.
@@ -256,5 +261,8 @@ func (g *Gateway) load(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	return each(noteDead, func(string, []byte) error { g.dead++; return nil })
+	if err := each(noteDead, func(string, []byte) error { g.dead++; return nil }); err != nil {
+		return err
+	}
+	return g.handover(ctx)
 }

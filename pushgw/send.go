@@ -31,7 +31,7 @@ func newApp(g *Gateway, a App) *app {
 	if a.Workers <= 0 {
 		a.Workers = 64
 	}
-	x := &app{App: a, circuit: newCircuit(a, &g.opt), g: g}
+	x := &app{App: a, circuit: newCircuit(a, g.opt.Now, g.log, g.opt.Events), g: g}
 	x.cond = sync.NewCond(&x.circuit.mu)
 	return x
 }
@@ -286,20 +286,29 @@ func (g *Gateway) bury(b *bell, r *Registration, reason string) {
 	g.save(notes)
 	g.log.Warn("a push could not be delivered", "provider", r.Provider, "app", r.App, "reason", reason)
 	if over {
-		g.dropOldestDead()
+		left, err := trimDead(context.Background(), g.opt.Store)
+		if err != nil {
+			g.log.Warn("there are more dead letters than are to be kept", "error", err)
+			return
+		}
+		g.mu.Lock()
+		g.dead = left
+		g.mu.Unlock()
 	}
 }
 
-func (g *Gateway) dropOldestDead() {
-	var oldest []store.Note
-	_ = g.opt.Store.EachNote(context.Background(), noteDead, func(n store.Note) bool {
-		oldest = append(oldest, gone(n.Key))
-		return len(oldest) < maxDead/10
-	})
-	g.save(oldest)
-	g.mu.Lock()
-	g.dead -= len(oldest)
-	g.mu.Unlock()
+// trimDead drops the oldest letters if there are too many, and some more so that
+// it need not be done at once again. It returns how many are left.
+func trimDead(ctx context.Context, st store.Notes) (left int, err error) {
+	var all []store.Note
+	if err := st.EachNote(ctx, noteDead, func(n store.Note) bool {
+		all = append(all, gone(n.Key))
+		return true
+	}); err != nil || len(all) <= maxDead {
+		return len(all), err
+	}
+	drop := len(all) - maxDead*9/10
+	return len(all) - drop, st.PutNotes(ctx, all[:drop], false)
 }
 
 // Dead lists the dead letters, oldest first.
@@ -326,28 +335,36 @@ func (g *Gateway) Replay(ctx context.Context, ids []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n := 0
+	var again []DeadLetter
 	var notes []store.Note
-	g.mu.Lock()
 	for _, l := range dead {
-		if len(ids) > 0 && !slices.Contains(ids, l.ID) {
-			continue
+		// Other kinds are of no use any more: the call is over, the badge was set since.
+		if l.Kind == Alert && (len(ids) == 0 || slices.Contains(ids, l.ID)) {
+			again = append(again, l)
+			notes = append(notes, gone(noteDead+l.ID))
 		}
-		if l.Kind != Alert {
-			continue // of no use any more: the call is over, the badge was set since
-		}
-		n++
-		notes = append(notes, gone(noteDead+l.ID))
-		k := slotKey{l.Device, l.Conv}
-		if g.slots[k] != nil {
-			continue // it is about to be rung anyway
-		}
-		now := g.opt.Now()
-		notes = append(notes, g.put(&bell{Kind: Alert, First: l.First, Last: l.Last, Count: int(l.Last - l.First + 1), From: l.From, Mention: l.Mention, Due: now.UnixMilli(), Expires: now.Add(g.opt.TTL).UnixMilli(), key: k, place: -1}))
 	}
-	g.dead -= n
+	if g.opt.Workers {
+		if err := g.replayShared(ctx, again); err != nil {
+			return 0, err
+		}
+		return len(again), g.opt.Store.PutNotes(ctx, notes, true)
+	}
+	g.mu.Lock()
+	for _, l := range again {
+		if b := l.bell(g.opt.Now(), g.opt.TTL); g.slots[b.key] == nil { // else it is about to be rung anyway
+			notes = append(notes, g.put(b))
+		}
+	}
+	g.dead -= len(again)
 	g.mu.Unlock()
 	err = g.opt.Store.PutNotes(ctx, notes, true)
 	wake(g.wakeDue)
-	return n, err
+	return len(again), err
+}
+
+// bell is what the letter was, with its time begun anew.
+func (l *DeadLetter) bell(now time.Time, ttl time.Duration) *bell {
+	return &bell{Kind: Alert, First: l.First, Last: l.Last, Count: int(l.Last - l.First + 1), From: l.From, Mention: l.Mention,
+		Due: now.UnixMilli(), Expires: now.Add(ttl).UnixMilli(), key: slotKey{l.Device, l.Conv}, place: -1}
 }
