@@ -44,7 +44,7 @@ type App struct {
 	chat     *chat.Chat
 	delivery *delivery.Delivery
 	push     *pushgw.Gateway // nil: nobody is rung
-	reloads  []*keyFile
+	keys     keyFiles
 	plain    *plain.Space
 	gate     *hooks.Gate
 	broker   *broker.Broker
@@ -383,7 +383,7 @@ func (a *App) Run(ctx context.Context) error {
 	living.Go(func() { a.retention().run(rooms) })
 	if a.push != nil {
 		living.Go(func() { a.push.Run(rooms) })
-		living.Go(func() { a.reloadKeys(rooms) })
+		living.Go(func() { a.keys.reload(rooms, a.log, a.push.Reloaded) })
 	}
 	for _, l := range a.listeners {
 		listening.Go(func() {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/pprof"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,9 +38,18 @@ type metrics struct {
 	commitFail prometheus.Counter
 }
 
-func newMetrics(version string) *metrics {
+// newProcessMetrics is what every process shows.
+func newProcessMetrics(version string) *metrics {
 	m := &metrics{reg: prometheus.NewRegistry()}
 	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "parley", Name: "build_info", Help: "The version.", ConstLabels: prometheus.Labels{"version": version}})
+	info.Set(1)
+	m.reg.MustRegister(info)
+	return m
+}
+
+func newMetrics(version string) *metrics {
+	m := newProcessMetrics(version)
 	vec := func(name, help, label string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "parley", Name: name, Help: help}, []string{label})
 		m.reg.MustRegister(c)
@@ -66,9 +76,6 @@ func newMetrics(version string) *metrics {
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15)})
 	m.batch = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "parley", Name: "commit_batch_entries", Help: "Entries per commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 12)})
 	m.reg.MustRegister(m.behind, m.commits, m.batch)
-	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "parley", Name: "build_info", Help: "The version.", ConstLabels: prometheus.Labels{"version": version}})
-	info.Set(1)
-	m.reg.MustRegister(info)
 	return m
 }
 
@@ -99,7 +106,8 @@ func (m *metrics) mongo(off bool) mongostore.Events {
 	seat := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "parley", Subsystem: "mongodb", Name: "seat", Help: "1 while this server has the seat on the database for certain; without it nothing is acknowledged."})
 	retries := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "parley", Subsystem: "mongodb", Name: "retries_total", Help: "Uncertain or refused operations that were tried again."})
 	conns := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "parley", Subsystem: "mongodb", Name: "connections", Help: "Connections of the pool, by state."}, []string{"state"})
-	m.reg.MustRegister(took, failed, conflicts, retries, conns, seat)
+	m.reg.MustRegister(took, failed, conflicts, retries, conns)
+	show := sync.OnceFunc(func() { m.reg.MustRegister(seat) }) // a push worker takes none
 	open, used := conns.WithLabelValues("open"), conns.WithLabelValues("in_use")
 	return mongostore.Events{
 		Command: func(name string, d time.Duration, bad bool) {
@@ -111,6 +119,7 @@ func (m *metrics) mongo(off bool) mongostore.Events {
 		Pool:     func(o, u int) { open.Set(float64(o)); used.Set(float64(u)) },
 		Conflict: func(conv im.ConvID) { conflicts.WithLabelValues(kindOf(conv)).Inc() },
 		Seat: func(held bool) {
+			show()
 			if held {
 				seat.Set(1)
 			} else {
@@ -160,6 +169,11 @@ func (m *metrics) push() pushgw.Events {
 			open.WithLabelValues(provider, app).Set(v)
 		},
 	}
+}
+
+// held is the one metric that only a push worker has.
+func (m *metrics) held(fn func() int) {
+	m.gauge("push_held", "Bells that this push worker has leased.", func() float64 { return float64(fn()) })
 }
 
 // handler serves the operator's listener.

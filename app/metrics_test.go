@@ -13,7 +13,8 @@ import (
 	"github.com/parley-im/parley/pushgw/pushtest"
 )
 
-// everyMetric is the names of all metrics of a server with everything switched on.
+// everyMetric is the names of all metrics of a server with everything switched on,
+// and of a push worker.
 func everyMetric(t *testing.T) map[string]bool {
 	t.Helper()
 	sim, err := pushtest.Start(pushtest.Options{})
@@ -34,7 +35,8 @@ func everyMetric(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 	defer func() { _ = a.cleanup() }()
-	a.metrics.mongo(false)
+	a.metrics.mongo(false).Seat(true)
+	a.metrics.held(func() int { return 0 })
 	descs := make(chan *prometheus.Desc, 1000)
 	a.metrics.reg.Describe(descs)
 	close(descs)

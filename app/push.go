@@ -23,31 +23,43 @@ import (
 // openPush makes the gateway; without apps there is none.
 func (a *App) openPush(ctx context.Context) error {
 	cfg := a.cfg.Push
-	if len(cfg.Apps) == 0 {
+	if len(cfg.Apps) == 0 || cfg.Run == configs.PushOff {
 		return nil
 	}
-	tokens := apns.NewTokens(nil)
-	o := pushgw.Options{
-		Store: a.store, House: house{a}, Log: a.log, Privacy: cfg.Privacy, Grace: pushgw.Grace{Online: cfg.GraceOnline, Active: cfg.GraceActive},
-		LargeGroup: cfg.LargeGroup, TTL: cfg.TTL, SealedTypes: cfg.SealedTypes, Events: a.metrics.push(),
-	}
-	for _, c := range cfg.Apps {
-		x, reload, err := pushApp(c, tokens)
-		if err != nil {
-			return fmt.Errorf("push.apps: %s: %w", c.Name, err)
-		}
-		o.Apps = append(o.Apps, x)
-		if reload != nil {
-			a.reloads = append(a.reloads, &keyFile{app: c.Name, path: keyPath(c), load: reload})
-		}
-	}
-	g, err := pushgw.New(ctx, o)
+	apps, keys, err := pushApps(cfg)
 	if err != nil {
 		return err
 	}
-	a.push = g
+	g, err := pushgw.New(ctx, pushgw.Options{
+		Store: a.store, House: house{a, names{a.store, a.unread}}, Log: a.log, Apps: apps, Workers: cfg.Run == configs.PushWorkers,
+		Privacy: cfg.Privacy, Grace: pushgw.Grace{Online: cfg.GraceOnline, Active: cfg.GraceActive},
+		LargeGroup: cfg.LargeGroup, TTL: cfg.TTL, SealedTypes: cfg.SealedTypes, Events: a.metrics.push(),
+	})
+	if err != nil {
+		return err
+	}
+	a.push, a.keys = g, keys
 	a.metrics.gauge("push_pending", "Devices that wait to be rung.", func() float64 { return float64(g.Pending()) })
 	return nil
+}
+
+// unread asks chat, which is made after the gateway.
+func (a *App) unread(ctx context.Context, u im.UserID) (int, error) { return a.chat.Unread(ctx, u) }
+
+// pushApps makes the senders of all apps, and what reads their keys again.
+func pushApps(cfg configs.Push) (apps []pushgw.App, keys keyFiles, err error) {
+	tokens := apns.NewTokens(nil)
+	for _, c := range cfg.Apps {
+		x, reload, err := pushApp(c, tokens)
+		if err != nil {
+			return nil, nil, fmt.Errorf("push.apps: %s: %w", c.Name, err)
+		}
+		apps = append(apps, x)
+		if reload != nil {
+			keys = append(keys, &keyFile{app: c.Name, path: keyPath(c), load: reload})
+		}
+	}
+	return apps, keys, nil
 }
 
 func keyPath(c configs.PushApp) string {
@@ -145,8 +157,11 @@ type keyFile struct {
 // reloadEvery is how often key files are looked at.
 const reloadEvery = 10 * time.Second
 
-func (a *App) reloadKeys(ctx context.Context) {
-	for _, k := range a.reloads {
+type keyFiles []*keyFile
+
+// reload reads keys again when they change, until ctx is done, and tells whose.
+func (ks keyFiles) reload(ctx context.Context, log *slog.Logger, changed func(app string)) {
+	for _, k := range ks {
 		if st, err := os.Stat(k.path); err == nil {
 			k.seen = st.ModTime()
 		}
@@ -159,7 +174,7 @@ func (a *App) reloadKeys(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for _, k := range a.reloads {
+		for _, k := range ks {
 			st, err := os.Stat(k.path)
 			if err != nil || st.ModTime().Equal(k.seen) {
 				continue
@@ -170,17 +185,42 @@ func (a *App) reloadKeys(ctx context.Context) {
 				err = k.load(b)
 			}
 			if err != nil {
-				a.log.Error("the new push key does not load; the old one stays in use", "app", k.app, "error", err)
+				log.Error("the new push key does not load; the old one stays in use", "app", k.app, "error", err)
 				continue
 			}
-			a.push.Reloaded(k.app)
-			a.log.Info("push key read again", "app", k.app)
+			changed(k.app)
+			log.Info("push key read again", "app", k.app)
 		}
 	}
 }
 
+// names is what a push says beside the message.
+type names struct {
+	store  store.Store
+	unread func(context.Context, im.UserID) (int, error)
+}
+
+func (n names) UserName(ctx context.Context, u im.UserID) string {
+	if v, err := n.store.User(ctx, u); err == nil && v.Name != "" {
+		return v.Name
+	}
+	return string(u)
+}
+
+func (n names) GroupName(ctx context.Context, g im.GroupID) string {
+	if v, err := n.store.Group(ctx, g); err == nil && v.Name != "" {
+		return v.Name
+	}
+	return string(g)
+}
+
+func (n names) Unread(ctx context.Context, u im.UserID) (int, error) { return n.unread(ctx, u) }
+
 // house answers the gateway's questions.
-type house struct{ a *App }
+type house struct {
+	a *App
+	names
+}
 
 func (h house) Members(ctx context.Context, g im.GroupID) ([]im.UserID, error) {
 	ms, err := h.a.store.Members(ctx, g)
@@ -191,23 +231,8 @@ func (h house) Members(ctx context.Context, g im.GroupID) ([]im.UserID, error) {
 	return out, err
 }
 
-func (h house) UserName(ctx context.Context, u im.UserID) string {
-	if v, err := h.a.store.User(ctx, u); err == nil && v.Name != "" {
-		return v.Name
-	}
-	return string(u)
-}
-
-func (h house) GroupName(ctx context.Context, g im.GroupID) string {
-	if v, err := h.a.store.Group(ctx, g); err == nil && v.Name != "" {
-		return v.Name
-	}
-	return string(g)
-}
-
-func (h house) Unread(ctx context.Context, u im.UserID) (int, error) { return h.a.chat.Unread(ctx, u) }
-func (h house) Online(k im.DeviceKey) bool                           { return h.a.delivery.Line(k) != nil }
-func (h house) AnyOnline(u im.UserID) bool                           { return h.a.delivery.AnyLine(u) }
+func (h house) Online(k im.DeviceKey) bool { return h.a.delivery.Line(k) != nil }
+func (h house) AnyOnline(u im.UserID) bool { return h.a.delivery.AnyLine(u) }
 
 // courier carries to devices that are connected, and tells the gateway.
 type courier struct {

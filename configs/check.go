@@ -29,7 +29,7 @@ func (c *Config) check(where map[string]string) Faults {
 	}
 	want(c.DataDir != "", "data_dir", "name a directory")
 	want(oneOf(c.Registration, "auto", "open", "closed"), "registration", "%q is not open, closed or auto", c.Registration)
-	for key, addr := range map[string]string{"mqtt.addr": c.MQTT.Addr, "mqtt.tls.addr": c.MQTT.TLS.Addr, "http.addr": c.HTTP.Addr, "metrics.addr": c.Metrics.Addr} {
+	for key, addr := range map[string]string{"mqtt.addr": c.MQTT.Addr, "mqtt.tls.addr": c.MQTT.TLS.Addr, "http.addr": c.HTTP.Addr, "metrics.addr": c.Metrics.Addr, "push.worker_addr": c.Push.WorkerAddr} {
 		if err := checkAddr(addr); err != nil {
 			fault(key, "%s", err)
 		}
@@ -69,6 +69,9 @@ func (c *Config) check(where map[string]string) Faults {
 		u, err := url.Parse(o)
 		want(o == "*" || (err == nil && u.Host != "" && oneOf(u.Scheme, "http", "https") && u.Path == ""), "http.origins", "%q is not an origin: write https://chat.example.org", o)
 	}
+	want(oneOf(c.Push.Run, PushServe, PushWorkers, PushOff), "push.run", "%q is not serve, workers or off", c.Push.Run)
+	want(c.Push.Run != PushWorkers || !c.Store.Embedded(), "push.run", "workers share a MongoDB: set store.uri to mongodb://…, or push.run to serve: the embedded store belongs to one process, which then rings by itself")
+	want(c.Push.Lease >= 3*time.Second && c.Push.Lease <= 10*time.Minute, "push.lease", "it is 3s to 10m, not %s", c.Push.Lease)
 	want(oneOf(c.Push.Privacy, "full", "sender", "none", "id-only"), "push.privacy", "%q is not full, sender, none or id-only", c.Push.Privacy)
 	want(c.Push.LargeGroup >= 1, "push.large_group", "it is at least 1, not %d", c.Push.LargeGroup)
 	for key, d := range map[string]time.Duration{"push.grace_online": c.Push.GraceOnline, "push.grace_active": c.Push.GraceActive} {

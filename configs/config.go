@@ -124,6 +124,9 @@ type Rule struct {
 // Push configures how phones that are away are rung. Without apps nobody is.
 type Push struct {
 	Apps        []PushApp     `yaml:"apps" help:"the apps that may be rung (docs/push.md)"`
+	Run         string        `yaml:"run" help:"who rings: serve, the server itself; workers, parley push processes on the same MongoDB; or off, nobody"`
+	WorkerAddr  string        `yaml:"worker_addr" help:"where a parley push process serves /metrics, /healthz, /readyz and /debug/pprof, or off"`
+	Lease       time.Duration `yaml:"lease" help:"after how long other workers ring what one that died had begun"`
 	Privacy     string        `yaml:"privacy" help:"what a push says: full, sender, none or id-only; users may ask for less"`
 	GraceOnline time.Duration `yaml:"grace_online" help:"how long a push waits while another device of the user is connected"`
 	GraceActive time.Duration `yaml:"grace_active" help:"how long it waits while the user was active elsewhere in the last minute"`
@@ -131,6 +134,13 @@ type Push struct {
 	TTL         time.Duration `yaml:"ttl" help:"how long after the message a push is of use"`
 	SealedTypes []string      `yaml:"sealed_types" help:"content types of bodies that are encrypted end to end; they travel with the push if they are small"`
 }
+
+// Who rings: the values of push.run.
+const (
+	PushServe   = "serve"   // parley serve
+	PushWorkers = "workers" // parley push processes
+	PushOff     = "off"
+)
 
 // PushApp is one app of one provider. Keys are in files; an APNs .p8 and an FCM
 // service account are read again when they change.
@@ -227,7 +237,7 @@ func Defaults() Config {
 			WriteTimeout: 30 * time.Second, KeepAliveMax: 0, ReceiveMaximum: 1024, Window: 256},
 		HTTP:     HTTP{Addr: "127.0.0.1:8080"},
 		Metrics:  Metrics{Addr: "127.0.0.1:9090"},
-		Push:     Push{Privacy: "sender", GraceOnline: 4 * time.Second, GraceActive: 20 * time.Second, LargeGroup: 100, TTL: 24 * time.Hour, SealedTypes: []string{"application/vnd.parley.sealed"}},
+		Push:     Push{Run: PushServe, WorkerAddr: "127.0.0.1:9091", Lease: 30 * time.Second, Privacy: "sender", GraceOnline: 4 * time.Second, GraceActive: 20 * time.Second, LargeGroup: 100, TTL: 24 * time.Hour, SealedTypes: []string{"application/vnd.parley.sealed"}},
 		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second, Seat: 10 * time.Second},
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},

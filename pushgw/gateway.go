@@ -104,11 +104,12 @@ type Gateway struct {
 	wakeDue  chan struct{}
 	wakeWork [expanders]chan struct{}
 
-	shared  shared
-	chores  chan chore
-	waiting atomic.Int64 // where workers ring: bells that wait, when last counted
-	any     atomic.Int64 // registrations: with none, Offer does nothing
-	history history
+	shared   shared
+	chores   chan chore
+	requeued bool         // upkeep's: bells of apps that are gone were looked for
+	waiting  atomic.Int64 // where workers ring: bells that wait, when last counted
+	any      atomic.Int64 // registrations: with none, Offer does nothing
+	history  history
 }
 
 // New makes a gateway and reads what it was about to do when it last ended.

@@ -23,10 +23,7 @@ func (g *Gateway) handover(ctx context.Context) error {
 	if !g.opt.Workers {
 		return g.fromTasks(ctx)
 	}
-	if err := g.toTasks(ctx); err != nil {
-		return err
-	}
-	return g.requeue(ctx)
+	return g.toTasks(ctx)
 }
 
 // toTasks puts what was loaded from notes into tasks. A crash in between does it
@@ -158,19 +155,21 @@ func (r *Registration) mark() string {
 
 // learn takes over what workers have found out.
 func (g *Gateway) learn(ctx context.Context) error {
-	var notes []store.Note
+	var heard []store.Note
 	err := g.opt.Store.EachNote(ctx, noteLearned, func(n store.Note) bool {
+		heard = append(heard, n)
+		return true
+	})
+	for _, n := range heard {
 		var l learned
 		if json.Unmarshal(n.Value, &l) == nil {
 			g.apply(strings.TrimPrefix(n.Key, noteLearned), l)
 		}
-		notes = append(notes, gone(n.Key))
-		return true
-	})
-	if err != nil || len(notes) == 0 {
-		return err
+		if _, err := g.opt.Store.SwapNote(ctx, n.Key, n.Value, nil); err != nil { // not what was learned since
+			return err
+		}
 	}
-	return g.opt.Store.PutNotes(ctx, notes, false)
+	return err
 }
 
 func (g *Gateway) apply(name string, l learned) {
@@ -207,11 +206,13 @@ func (g *Gateway) count(ctx context.Context) error {
 
 // heed is what upkeep does where workers ring.
 func (g *Gateway) heed(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, aliveEvery)
-	defer cancel()
 	err := g.learn(ctx)
 	if err == nil {
 		err = g.count(ctx)
+	}
+	if err == nil && !g.requeued { // all that there are: once
+		err = g.requeue(ctx)
+		g.requeued = err == nil
 	}
 	if err != nil && ctx.Err() == nil {
 		g.log.Warn("what push workers found out is not heard, will try again", "error", err)

@@ -248,7 +248,8 @@ func (g *Gateway) place(ctx context.Context, ws []*wish) error {
 const (
 	chores     = 4096
 	choreHands = 4
-	choreTime  = 10 * time.Second
+	choreTime  = 5 * time.Second
+	choreEnd   = time.Second // for all that are left when the gateway ends
 )
 
 func (g *Gateway) do(what string, fn func(ctx context.Context) error) {
@@ -267,15 +268,27 @@ type chore struct {
 }
 
 func (g *Gateway) choresLoop(ctx context.Context) {
-	for {
+	work := func(ctx context.Context, c chore) {
+		ctx, cancel := context.WithTimeout(ctx, choreTime)
+		defer cancel()
+		if err := c.fn(ctx); err != nil {
+			g.log.Warn("the push slots do not hear of it", "what", c.what, "error", err)
+		}
+	}
+	for ctx.Err() == nil {
 		select {
 		case c := <-g.chores:
-			try, cancel := context.WithTimeout(ctx, choreTime)
-			if err := c.fn(try); err != nil && ctx.Err() == nil {
-				g.log.Warn("the push slots do not hear of it", "what", c.what, "error", err)
-			}
-			cancel()
+			work(context.WithoutCancel(ctx), c)
 		case <-ctx.Done():
+		}
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), choreEnd)
+	defer cancel()
+	for last.Err() == nil { // what was handed over before the end
+		select {
+		case c := <-g.chores:
+			work(last, c)
+		default:
 			return
 		}
 	}

@@ -36,7 +36,7 @@ type WorkerOptions struct {
 	// After so long others ring what a worker that died had. Default 30 s.
 	Lease time.Duration
 	// Poll is about how often due bells are looked for while there are none; each
-	// time is random, so that workers do not keep step. Default 200 ms.
+	// time is random, so that workers do not keep step. Default 100 ms.
 	Poll   time.Duration
 	Events Events
 }
@@ -88,7 +88,7 @@ func NewWorker(o WorkerOptions) *Worker {
 		o.Lease = 30 * time.Second
 	}
 	if o.Poll == 0 {
-		o.Poll = 200 * time.Millisecond
+		o.Poll = 100 * time.Millisecond
 	}
 	w := &Worker{
 		opt: o, log: o.Log, name: rand.Text()[:12], looker: looker{o.Store, o.Names, o.Privacy, o.SealedTypes}, shared: shared{o.Store, o.Now},

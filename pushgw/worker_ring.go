@@ -197,11 +197,12 @@ func (w *Worker) rung(ctx context.Context, h *holding, b *bell, to *address, sc 
 	if err != nil || b.Kind != Alert {
 		return err
 	}
-	d, read, err := w.looker.seen(ctx, b)
-	if err != nil || d.Reason != "read" {
-		return err
+	if d, read, err := w.looker.seen(ctx, b); err != nil {
+		w.notCleared(err)
+	} else if d.Reason == "read" {
+		w.clear(ctx, b.key, read)
 	}
-	return w.clear(ctx, b.key, read)
+	return nil
 }
 
 // unneeded ends a bell that has been seen without it. If an older one is on the
@@ -210,15 +211,23 @@ func (w *Worker) unneeded(ctx context.Context, h *holding, b *bell, d Decision) 
 	if err := w.end(ctx, h, b, "grace", d, ""); err != nil || d.Reason != "read" {
 		return err
 	}
-	return w.clear(ctx, b.key, b.Last)
+	w.clear(ctx, b.key, b.Last)
+	return nil
 }
 
 // clear takes off the screen what was read.
-func (w *Worker) clear(ctx context.Context, k slotKey, read im.Seq) error {
-	return w.shared.alter(ctx, []slotKey{k}, func(s *slot, held bool) bool {
+func (w *Worker) clear(ctx context.Context, k slotKey, read im.Seq) {
+	err := w.shared.alter(ctx, []slotKey{k}, func(s *slot, held bool) bool {
 		changed, _ := s.read(read, false, held, w.opt.Now())
 		return changed
 	})
+	if err != nil {
+		w.notCleared(err)
+	}
+}
+
+func (w *Worker) notCleared(err error) {
+	w.log.Warn("what was read may stay on a screen until the next push", "error", err)
 }
 
 // later puts a bell back; mark changes what waits now, if it is still that.

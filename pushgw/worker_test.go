@@ -124,7 +124,7 @@ func TestOneOfManyWorkersRings(t *testing.T) {
 		r.say(dmAB, "bob", "hello")
 		soon()
 		p := r.want(r.apns, 1, "a message")[0]
-		if p.Body != "hello" || p.To.Token != "aa" || p.Badge != 1 || p.at.Sub(begun) > 300*time.Millisecond {
+		if p.Body != "hello" || p.To.Token != "aa" || p.Badge != 1 || p.at.Sub(begun) > 150*time.Millisecond {
 			t.Errorf("after %s: %+v", p.at.Sub(begun), p.Push)
 		}
 		if s := r.slot(dmAB); s.Bell != nil || s.Shown != 1 || s.task.Owner != "" || s.task.At != store.Never {
@@ -172,7 +172,7 @@ func TestWorkersLookBeforeTheyRing(t *testing.T) {
 		begun := time.Now()
 		r.say(dmAB, "bob", "3")
 		time.Sleep(time.Minute)
-		if p := r.want(r.apns, 1, "not seen"); p[0].at.Sub(begun) < 4*time.Second || p[0].at.Sub(begun) > 4300*time.Millisecond {
+		if p := r.want(r.apns, 1, "not seen"); p[0].at.Sub(begun) < 4*time.Second || p[0].at.Sub(begun) > 4150*time.Millisecond {
 			t.Errorf("rang after %s", p[0].at.Sub(begun))
 		}
 	})
@@ -614,7 +614,7 @@ func TestAnAppThatIsGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.start()
-		soon()
+		time.Sleep(2 * aliveEvery)
 		r.want(r.apns, 1, "its device has another app now")
 	})
 }

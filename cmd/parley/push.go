@@ -15,14 +15,48 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/parley-im/parley/app"
+	"github.com/parley-im/parley/internal/logging"
 	"github.com/parley-im/parley/pushgw/pushtest"
 	"github.com/parley-im/parley/pushgw/webpush"
 )
 
 func newPushCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "push", Short: "Look into the push gateway of a running server, and try it"}
+	cmd := &cobra.Command{
+		Use:   "push",
+		Short: "Ring phones in a process of its own; look into push, and try it",
+		Long: "Without a subcommand: take bells from a MongoDB that parley serve writes to, and ring them, until SIGTERM or\n" +
+			"SIGINT. It wants the configuration of parley serve, with push.run: workers. Any number may run; what one\n" +
+			"that dies had begun is rung by another. By default parley serve rings by itself, and this is not needed.",
+		Args: cobra.NoArgs,
+		RunE: pushWorker,
+	}
+	addConfigFlags(cmd)
 	cmd.AddCommand(newPushSendCmd(), newPushExplainCmd(), newPushDeadCmd(), newPushReplayCmd(), newPushKeysCmd(), newPushSimulateCmd())
 	return cmd
+}
+
+func pushWorker(cmd *cobra.Command, _ []string) error {
+	cfg, err := loadConfig(cmd)
+	if err != nil {
+		return err
+	}
+	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	w, err := app.NewPushWorker(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
+		return err
+	}
+	ready := "parley push " + versionString() + " is ready:"
+	if w.Addr() != "" {
+		ready += " metrics=" + w.Addr()
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), ready)
+	return w.Run(ctx)
 }
 
 // withServer calls the running server of the configuration.

@@ -12,7 +12,7 @@ import (
 )
 
 // cli runs the command on the house's data directory.
-func cli(t *testing.T, h *House, args ...string) string {
+func cli(t testing.TB, h *House, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(binary, append(args, "--data-dir", h.dir)...)
 	cmd.Stdin = bytes.NewReader([]byte("a-new-password\n"))

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mochi-mqtt/server/v2/packets"
+
 	"github.com/parley-im/parley/pushgw/pushtest"
 )
 
@@ -76,7 +78,7 @@ type payload struct {
 	Conv, Seq, ID, From string
 }
 
-func parsePayload(t *testing.T, e pushtest.Entry) (p payload) {
+func parsePayload(t testing.TB, e pushtest.Entry) (p payload) {
 	t.Helper()
 	if err := json.Unmarshal(e.Payload, &p); err != nil {
 		t.Fatalf("%s: %v", e.Payload, err)
@@ -141,15 +143,26 @@ func TestThePhoneRingsOnce(t *testing.T) {
 // last message of every conversation, and a message that was pushed twice has
 // the same id both times.
 func TestKill9LosesNoBell(t *testing.T) {
-	n := *seed
-	if n == 0 {
-		n = uint64(time.Now().UnixNano())
+	rng, flaky := flakyProvider(t)
+	h, sim := ringing(t, pushtest.Options{Script: flaky})
+	away := phonesAway(h, 6)
+	for k := range *kills + 1 {
+		away.write(20 + rng.IntN(60))
+		if k < *kills {
+			h.Kill()
+			h.Start()
+		}
 	}
-	t.Logf("seed %d", n)
-	rng := rand.New(rand.NewPCG(n, 2))
+	away.allRung(sim, *kills)
+}
+
+// flakyProvider is a provider that refuses and resets now and then, and a source
+// of further chance.
+func flakyProvider(t *testing.T) (*rand.Rand, func(pushtest.Request) pushtest.Reply) {
+	n := seeded(t)
 	var mu sync.Mutex // the simulator asks from many goroutines
 	dice := rand.New(rand.NewPCG(n, 3))
-	flaky := func(pushtest.Request) pushtest.Reply {
+	return rand.New(rand.NewPCG(n, 2)), func(pushtest.Request) pushtest.Reply {
 		mu.Lock()
 		defer mu.Unlock()
 		switch dice.IntN(12) {
@@ -162,38 +175,66 @@ func TestKill9LosesNoBell(t *testing.T) {
 		}
 		return pushtest.Reply{}
 	}
-	h, sim := ringing(t, pushtest.Options{Script: flaky})
-	bob := h.Person("bob")
-	const phones = 6
+}
+
+// absent are people whose phones are away, and what bob has written to them.
+type absent struct {
+	h      *House
+	bob    *Person
+	phones int
+	n      int
+	last   map[string]uint64 // by phone's owner: the last seq acknowledged
+}
+
+func phonesAway(h *House, phones int) *absent {
+	x := &absent{h: h, bob: h.Person("bob"), phones: phones, last: map[string]uint64{}}
 	for i := range phones {
 		p := h.Person(fmt.Sprint("p", i))
-		h.Friends(p, bob)
+		h.Friends(p, x.bob)
 		p.Connect("phone").Leave()
 		p.must(204, "PUT", "/v1/devices/phone/push", map[string]string{"provider": "apns", "app": "ios", "token": token(i)}, nil)
 	}
-	last := map[string]uint64{} // by phone's owner: the last seq acknowledged
-	send := func(d *Device, i int) bool {
-		to := fmt.Sprint("p", i%phones)
-		out, ok := d.try(message{topic: fmt.Sprintf("dm/%s/id/%d", to, i), body: fmt.Sprint(i), qos: 1, id: uint16(i%60000 + 1)})
-		if ok {
-			last[to] = max(last[to], out.Seq)
-		}
-		return ok
-	}
-	i := 0
-	for k := range *kills + 1 {
-		d := bob.Connect("laptop")
-		for range 20 + rng.IntN(60) {
-			if !send(d, i) {
-				t.Fatal("not acknowledged")
+	return x
+}
+
+// write has bob write n messages, one to each in turn, each until it is
+// acknowledged: a store that is slow refuses now and then.
+func (x *absent) write(n int) {
+	x.h.t.Helper()
+	d := x.laptop()
+	for deadline := time.Now().Add(4 * patience); n > 0; {
+		to := fmt.Sprint("p", x.n%x.phones)
+		out, ok := d.try(message{topic: fmt.Sprintf("dm/%s/id/%d", to, x.n), body: fmt.Sprint(x.n), qos: 1, id: uint16(x.n%60000 + 1)})
+		if !ok {
+			if time.Now().After(deadline) {
+				x.h.t.Fatal("not acknowledged")
 			}
-			i++
+			d.Drop()
+			d = x.laptop()
+			continue
 		}
-		if k < *kills {
-			h.Kill()
-			h.Start()
-		}
+		x.last[to] = max(x.last[to], out.Seq)
+		x.n, n = x.n+1, n-1
 	}
+	d.Drop()
+}
+
+func (x *absent) laptop() *Device {
+	d := x.bob.Connect("laptop", anyCode)
+	for begin := time.Now(); d.Connack.ReasonCode == packets.ErrServerUnavailable.Code && time.Since(begin) < 4*patience; {
+		d = x.bob.Connect("laptop", anyCode)
+	}
+	if d.Connack.ReasonCode != 0 {
+		x.h.t.Fatalf("CONNACK 0x%02x", d.Connack.ReasonCode)
+	}
+	return d
+}
+
+// allRung waits until every phone was rung for its last message, and wants what
+// was pushed again to have its id.
+func (x *absent) allRung(sim *pushtest.Simulator, kills int) {
+	t := x.h.t
+	t.Helper()
 	deadline := time.Now().Add(4 * patience)
 	for {
 		rung, ids, doubles := map[string]uint64{}, map[string]string{}, 0
@@ -215,18 +256,18 @@ func TestKill9LosesNoBell(t *testing.T) {
 			ids[k] = e.ID
 		}
 		missing := 0
-		for i := range phones {
-			if rung[token(i)] < last[fmt.Sprint("p", i)] {
+		for i := range x.phones {
+			if rung[token(i)] < x.last[fmt.Sprint("p", i)] {
 				missing++
 			}
 		}
 		if missing == 0 {
-			t.Logf("%d kills, %d messages, %d pushes, %d of them again with their id", *kills, i, len(sim.Ledger()), doubles)
+			t.Logf("%d kills, %d messages, %d pushes, %d of them again with their id", kills, x.n, len(sim.Ledger()), doubles)
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Log(cli(t, h, "push", "explain", "p0", "dm/bob", fmt.Sprint(last["p0"])))
-			t.Fatalf("%d phones were not rung for their last message: %v, want %v", missing, rung, last)
+			t.Log(cli(t, x.h, "push", "explain", "p0", "dm/bob", fmt.Sprint(x.last["p0"])))
+			t.Fatalf("%d phones were not rung for their last message: %v, want %v", missing, rung, x.last)
 		}
 		time.Sleep(20 * time.Millisecond) // a poll of the condition
 	}

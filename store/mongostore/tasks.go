@@ -13,26 +13,32 @@ import (
 	"github.com/parley-im/parley/store"
 )
 
-// SwapNote: a method of store.Notes. One command that compares and writes; what
-// came of it is read, so that a lost answer makes no difference.
+// SwapNote: a method of store.Notes. One command compares and writes; if it did
+// not, what is there is read: an answer before it may have been lost.
 func (s *Store) SwapNote(ctx context.Context, key string, old, value []byte) (bool, error) {
 	is := append(byID(key), bson.E{Key: "v", Value: old})
+	sure := false
 	err := s.retry(ctx, "SwapNote", func(ctx context.Context) (err error) {
 		switch {
 		case old == nil && value == nil:
 		case old == nil:
 			if _, err = s.notes.InsertOne(ctx, secret{ID: key, Value: value}); mongo.IsDuplicateKeyError(err) {
-				err = nil
+				return nil
 			}
+			sure = err == nil
 		case value == nil:
-			_, err = s.notes.DeleteOne(ctx, is)
+			res, err := s.notes.DeleteOne(ctx, is)
+			sure = err == nil && res.DeletedCount == 1
+			return err
 		default:
-			_, err = s.notes.UpdateOne(ctx, is, bson.D{{Key: "$set", Value: bson.D{{Key: "v", Value: value}}}})
+			res, err := s.notes.UpdateOne(ctx, is, bson.D{{Key: "$set", Value: bson.D{{Key: "v", Value: value}}}})
+			sure = err == nil && res.MatchedCount == 1
+			return err
 		}
 		return err
 	})
-	if err != nil {
-		return false, err
+	if err != nil || sure {
+		return sure, err
 	}
 	now, found, err := one[secret](ctx, s, "SwapNote", s.notes, byID(key))
 	return err == nil && found == (value != nil) && bytes.Equal(now.Value, value), err
