@@ -240,6 +240,11 @@ func (l *Line) settle(t *track, seq im.Seq) {
 			t.ahead = slices.Insert(t.ahead, i, seq)
 		}
 	}
+	l.moved(t)
+}
+
+// moved notes that the cursor is to be stored. Caller holds mu.
+func (l *Line) moved(t *track) {
 	t.dirty = true
 	if !l.dirty {
 		l.dirty = true

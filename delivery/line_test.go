@@ -97,3 +97,42 @@ func TestAnExpiredSessionLeavesTheQueueOnly(t *testing.T) {
 		}
 	})
 }
+
+// TestATrimmedStretch: the cursor passes over it, whatever is still under way, and
+// keeps no list of it.
+func TestATrimmedStretch(t *testing.T) {
+	l := &Line{d: New(Options{Source: newMemory()}), wire: &counter{}, window: 4, started: true}
+	tr := &track{conv: "g/x", acked: 3, sent: 5, ahead: []im.Seq{5}, resolved: true}
+	l.tracks = map[im.ConvID]*track{tr.conv: tr}
+	l.skipTo(tr, 5)
+	if tr.acked != 3 {
+		t.Errorf("acknowledged up to %d: nothing was skipped", tr.acked)
+	}
+	const far = 1_000_000
+	l.skipTo(tr, far)
+	l.settle(tr, 4) // its PUBACK comes late
+	cs := l.takeCursors()
+	if len(cs) != 1 || cs[0].Acked != far || cs[0].Sent != far || len(cs[0].Ahead) > 0 {
+		t.Errorf("%+v", cs)
+	}
+}
+
+// TestACursorIsACopy: what was taken to be stored does not change with the line.
+func TestACursorIsACopy(t *testing.T) {
+	l := &Line{d: New(Options{Source: newMemory()})}
+	tr := &track{conv: "g/x", sent: 9, resolved: true}
+	l.tracks = map[im.ConvID]*track{tr.conv: tr}
+	for _, seq := range []im.Seq{3, 5, 6, 9} {
+		l.settle(tr, seq)
+	}
+	cs := l.takeCursors()
+	l.settle(tr, 1)
+	l.settle(tr, 2)
+	l.settle(tr, 4)
+	if got := fmt.Sprint(cs[0].Acked, cs[0].Ahead); got != "0 [3 5 6 9]" {
+		t.Errorf("the cursor that was taken is now %s", got)
+	}
+	if got := fmt.Sprint(tr.acked, tr.ahead); got != "6 [9]" {
+		t.Errorf("the line's is %s", got)
+	}
+}

@@ -190,18 +190,15 @@ func (l *Line) take(t *track, entries []*im.Entry, recalls uint) {
 	}
 }
 
-// skipTo passes over a stretch that was trimmed from the log.
+// skipTo passes over a stretch that was trimmed from the log: the log has no
+// holes, so all up to seq is gone. What of it is under way cannot be sent again,
+// and counts as acknowledged.
 func (l *Line) skipTo(t *track, seq im.Seq) {
-	for s := t.sent + 1; s <= seq; s++ {
-		if t.acked == t.sent && len(t.ahead) == 0 {
-			t.sent = seq
-			t.acked = seq - 1
-			l.settle(t, seq)
-			return
-		}
-		t.sent = s
-		l.settle(t, s)
+	if seq <= t.sent {
+		return
 	}
+	t.sent, t.acked, t.ahead = seq, seq, nil
+	l.moved(t)
 }
 
 // retryLater puts the track back and gives the store a moment.
