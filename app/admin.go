@@ -10,18 +10,19 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/parley-im/parley/httpapi"
 	"github.com/parley-im/parley/im"
 	"github.com/parley-im/parley/store"
 )
 
-// AdminFile tells the commands on this machine how to reach a running server:
-// its address and a bearer that is made anew at each start. Only the owner of
-// the data directory can read it, and only loopback may use it.
+// AdminFile tells the commands on this machine how to reach a running server: a
+// listener of their own on loopback, whatever http.addr and http.cert say, and a
+// bearer that is made anew at each start and good for that listener only. Only the
+// owner of the data directory can read the file.
 type AdminFile struct {
 	URL   string `json:"url"`
 	Token string `json:"token"`
@@ -33,6 +34,7 @@ func AdminFilePath(dataDir string) string { return filepath.Join(dataDir, "run",
 
 type adminAccess struct {
 	path  string
+	addr  string // "" without a listener
 	token string
 }
 
@@ -42,22 +44,50 @@ func newAdminAccess(dataDir string) *adminAccess {
 	return &adminAccess{path: AdminFilePath(dataDir), token: hex.EncodeToString(b[:])}
 }
 
-// publish writes the file.
-func (x *adminAccess) publish(addr string) error {
-	if addr == "" {
-		return errors.New("http.addr is off")
-	}
-	host, port, err := net.SplitHostPort(addr)
+// ofAdmin marks the requests of the listener.
+type ofAdmin struct{}
+
+// listenAdmin opens the listener. Without loopback there is none, and the commands
+// work on a stopped server only.
+func (a *App) listenAdmin() error {
+	nl, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return err
+		if nl, err = net.Listen("tcp", "[::1]:0"); err != nil {
+			return nil
+		}
 	}
-	if ip, err := netip.ParseAddr(host); err != nil || ip.IsUnspecified() {
-		host = "127.0.0.1"
+	a.admin.addr = nl.Addr().String()
+	srv := httpapi.NewServer(a.admin.addr, a.admin.handler(a), a.log)
+	srv.BaseContext = func(net.Listener) context.Context { return context.WithValue(context.Background(), ofAdmin{}, true) }
+	a.serveHTTP(srv, nl)
+	return nil
+}
+
+// handler serves the API, and backups, to the bearer alone.
+func (x *adminAccess) handler(a *App) http.Handler {
+	api := a.api.Handler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		switch {
+		case !x.allows(r, bearer):
+			http.Error(w, "this listener is for the commands of the operator", http.StatusUnauthorized)
+		case r.Method == http.MethodPost && r.URL.Path == "/v1/admin/backup":
+			a.serveBackup(w, r)
+		default:
+			api.ServeHTTP(w, r)
+		}
+	})
+}
+
+// publish writes the file.
+func (x *adminAccess) publish() error {
+	if x.addr == "" {
+		return errors.New("this machine has no loopback address to listen on")
 	}
 	if err := os.MkdirAll(filepath.Dir(x.path), 0o700); err != nil {
 		return err
 	}
-	b, err := json.Marshal(AdminFile{URL: "http://" + net.JoinHostPort(host, port), Token: x.token, PID: os.Getpid()})
+	b, err := json.Marshal(AdminFile{URL: "http://" + x.addr, Token: x.token, PID: os.Getpid()})
 	if err != nil {
 		return err
 	}
@@ -70,27 +100,9 @@ func (x *adminAccess) publish(addr string) error {
 
 func (x *adminAccess) withdraw() { _ = os.Remove(x.path) }
 
-// allows reports whether the bearer is that of the file, used from loopback.
+// allows reports whether the request came to the listener, with its bearer.
 func (x *adminAccess) allows(r *http.Request, token string) bool {
-	return subtle.ConstantTimeCompare([]byte(token), []byte(x.token)) == 1 && fromLoopback(r)
-}
-
-// backups serves POST /v1/admin/backup to the bearer of the file, and passes on
-// everything else.
-func (x *adminAccess) backups(next http.Handler, a *App) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if ok && r.Method == http.MethodPost && r.URL.Path == "/v1/admin/backup" && x.allows(r, bearer) {
-			a.serveBackup(w, r)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func fromLoopback(r *http.Request) bool {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && ap.Addr().Unmap().IsLoopback()
+	return subtle.ConstantTimeCompare([]byte(token), []byte(x.token)) == 1 && r.Context().Value(ofAdmin{}) != nil
 }
 
 // serveBackup copies the store, online, to a directory on this machine.

@@ -39,26 +39,27 @@ type App struct {
 	version string
 	metrics *metrics
 
-	store    store.Store
-	auth     *auth.Auth
-	chat     *chat.Chat
-	delivery *delivery.Delivery
-	push     *pushgw.Gateway // nil: nobody is rung
-	keys     keyFiles
-	plain    *plain.Space
-	gate     *hooks.Gate
-	broker   *broker.Broker
-	api      *httpapi.API
-	admin    *adminAccess
+	store      store.Store
+	closeStore func() error // once
+	auth       *auth.Auth
+	chat       *chat.Chat
+	delivery   *delivery.Delivery
+	push       *pushgw.Gateway // nil: nobody is rung
+	keys       keyFiles
+	plain      *plain.Space
+	gate       *hooks.Gate
+	broker     *broker.Broker
+	api        *httpapi.API
+	admin      *adminAccess
 
 	limits    *broker.Limits
 	live      atomic.Pointer[broker.Broker] // broker, for the store's goroutine
 	listeners []*broker.Listener
-	http      *http.Server
-	operator  *http.Server
+	servers   []*http.Server
 	addrs     Addrs
 
 	ready   chan struct{}
+	ending  atomic.Bool    // it drains
 	lost    chan error     // the store is another's now; holds one
 	pending []func() error // HTTP servers to run
 	undo    []func() error // clean-up, last first
@@ -103,14 +104,14 @@ func (a *App) cleanup() error {
 }
 
 func (a *App) openStore(ctx context.Context) error {
-	st, err := openStore(a.cfg, a.log, storeEvents{
+	st, err := openStore(ctx, a.cfg, a.log, storeEvents{
 		committed: a.metrics.committed, failed: func(error) { a.metrics.commitFail.Inc() }, announce: a.announce, mongo: a.metrics.mongo(a.cfg.Store.Embedded()),
 	})
 	if err != nil {
 		return err
 	}
-	a.store = st
-	a.onCleanup(st.Close)
+	a.store, a.closeStore = st, sync.OnceValue(st.Close)
+	a.onCleanup(a.closeStore)
 	warnings := a.cfg.Warnings()
 	if w, ok := st.(interface {
 		Warnings(context.Context) ([]string, error)
@@ -288,10 +289,12 @@ func (a *App) listen(context.Context) error {
 			return err
 		}
 	}
-	if err := a.listenHTTP(); err != nil {
-		return err
+	for _, listen := range []func() error{a.listenHTTP, a.listenMetrics, a.listenAdmin} {
+		if err := listen(); err != nil {
+			return err
+		}
 	}
-	return a.listenMetrics()
+	return nil
 }
 
 func (a *App) listenHTTP() error {
@@ -300,10 +303,9 @@ func (a *App) listenHTTP() error {
 		return nil
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", a.admin.backups(a.api.Handler(), a))
+	mux.Handle("/", a.api.Handler())
 	mux.Handle("/mqtt", broker.WebSocket(broker.WSOptions{Origins: cfg.HTTP.Origins, Limits: a.limits, MaxPacket: int(cfg.Limits.Message) + 128<<10, Log: a.log,
 		ClientIP: a.api.ClientIP, Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }}, a.broker.Handle))
-	a.http = httpapi.NewServer(cfg.HTTP.Addr, mux, a.log)
 	nl, err := net.Listen("tcp", cfg.HTTP.Addr)
 	if err != nil {
 		return fmt.Errorf("http.addr: listen on %s: %w", cfg.HTTP.Addr, err)
@@ -317,7 +319,7 @@ func (a *App) listenHTTP() error {
 		}
 		nl = tls.NewListener(nl, cert.Config())
 	}
-	a.serveHTTP(a.http, nl)
+	a.serveHTTP(httpapi.NewServer(cfg.HTTP.Addr, mux, a.log), nl)
 	return nil
 }
 
@@ -326,19 +328,19 @@ func (a *App) listenMetrics() error {
 	if addr == "off" {
 		return nil
 	}
-	a.operator = httpapi.NewServer(addr, a.metrics.handler(a.isReady), a.log)
 	nl, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("metrics.addr: listen on %s: %w", addr, err)
 	}
 	a.addrs.Metrics = nl.Addr().String()
-	a.serveHTTP(a.operator, nl)
+	a.serveHTTP(httpapi.NewServer(addr, a.metrics.handler(a.isReady), a.log), nl)
 	return nil
 }
 
 // serveHTTP keeps the listener for Run.
 func (a *App) serveHTTP(srv *http.Server, nl net.Listener) {
 	srv.Addr = nl.Addr().String()
+	a.servers = append(a.servers, srv)
 	a.onCleanup(func() error { _ = nl.Close(); return nil })
 	a.pending = append(a.pending, func() error {
 		err := srv.Serve(nl)
@@ -361,12 +363,16 @@ func (a *App) isReady(ctx context.Context) error {
 	default:
 		return im.Refuse(im.Unavailable, "starting", "the server is starting")
 	}
+	if a.ending.Load() {
+		return im.Refuse(im.Unavailable, "stopping", "the server is stopping")
+	}
 	return a.store.Ping(ctx)
 }
 
-// drainTime is how long clients get to hear the end of a server that stops;
-// together with the rest it stays below 10 s.
-const drainTime = 7 * time.Second
+// drainTime is how long what was accepted may take to be committed, and clients to
+// hear the end of a server that stops. Whatever waits for the store beyond it hears
+// that the store is closed: together with that it stays below 10 s.
+const drainTime = 6 * time.Second
 
 // Run serves until ctx is done, then drains: what was accepted is committed and
 // acknowledged, clients are told, the store is closed.
@@ -399,8 +405,8 @@ func (a *App) Run(ctx context.Context) error {
 			}
 		})
 	}
-	if err := a.admin.publish(a.addrs.HTTP); err != nil {
-		a.log.Warn("the admin commands will not find this server", "error", err)
+	if err := a.admin.publish(); err != nil {
+		a.log.Warn("the commands of an operator will not find this server", "error", err)
 	}
 	close(a.ready)
 
@@ -414,21 +420,22 @@ func (a *App) Run(ctx context.Context) error {
 		// clients are sent away, to find the other server.
 	}
 	a.log.Info("stopping")
+	a.ending.Store(true)
 	stopAccept()
 	a.admin.withdraw()
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	a.broker.Shutdown(drain)
-	for _, srv := range []*http.Server{a.http, a.operator} {
-		if srv != nil {
-			if e := srv.Shutdown(drain); e != nil {
-				_ = srv.Close()
-			}
+	for _, srv := range a.servers {
+		if e := srv.Shutdown(drain); e != nil {
+			_ = srv.Close()
 		}
 	}
+	overdue := context.AfterFunc(drain, func() { _ = a.closeStore() })
 	listening.Wait()
 	stopRooms()
 	living.Wait()
+	overdue()
 	return errors.Join(err, a.cleanup())
 }
 

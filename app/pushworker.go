@@ -61,7 +61,7 @@ func NewPushWorker(ctx context.Context, o Options) (_ *PushWorker, err error) {
 	}
 	w.keys = keys
 	m := newProcessMetrics(o.Version)
-	if w.store, err = openStore(cfg, w.log, storeEvents{mongo: m.mongo(false)}); err != nil {
+	if w.store, err = openStore(ctx, cfg, w.log, storeEvents{mongo: m.mongo(false)}); err != nil {
 		return nil, err
 	}
 	defer func() {

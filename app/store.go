@@ -31,7 +31,7 @@ type storeEvents struct {
 // OpenStore opens the store that the configuration names, to look into it. A
 // store that is not whole is refused.
 func OpenStore(ctx context.Context, cfg *configs.Config, log *slog.Logger) (store.Store, error) {
-	st, err := openStore(cfg, log, storeEvents{})
+	st, err := openStore(ctx, cfg, log, storeEvents{})
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func OpenStore(ctx context.Context, cfg *configs.Config, log *slog.Logger) (stor
 // runs, here or on another machine, is named in the error. partial lets a store
 // pass that is not whole.
 func HoldStore(ctx context.Context, cfg *configs.Config, log *slog.Logger, doing string, partial bool) (store.Store, error) {
-	st, err := openStore(cfg, log, storeEvents{})
+	st, err := openStore(ctx, cfg, log, storeEvents{})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func whole(ctx context.Context, st store.Store) error {
 	return im.Refuse(im.Unsupported, "store_partial", "the store holds a part of an installation only: %s. Run parley import with the same file again to finish it, or start over with an empty store: drop the database, or remove the directory store in data_dir", why)
 }
 
-func openStore(cfg *configs.Config, log *slog.Logger, ev storeEvents) (store.Store, error) {
+func openStore(ctx context.Context, cfg *configs.Config, log *slog.Logger, ev storeEvents) (store.Store, error) {
 	if cfg.Store.Embedded() {
 		st, err := pebblestore.Open(StoreDir(cfg.DataDir), pebblestore.Options{
 			CacheBytes: int64(cfg.Store.Cache), MinFree: uint64(cfg.Store.MinFree), DedupeWindow: cfg.Store.Dedupe, Log: log,
@@ -86,7 +86,7 @@ func openStore(cfg *configs.Config, log *slog.Logger, ev storeEvents) (store.Sto
 		return nil, err
 	}
 	ev.mongo.Committed, ev.mongo.CommitFailed, ev.mongo.Announce = ev.committed, ev.failed, ev.announce
-	st, err := mongostore.Open(context.Background(), uri, mongostore.Options{Timeout: cfg.Store.Timeout, Seat: cfg.Store.Seat, Log: log, Events: ev.mongo})
+	st, err := mongostore.Open(ctx, uri, mongostore.Options{Timeout: cfg.Store.Timeout, Seat: cfg.Store.Seat, Log: log, Events: ev.mongo})
 	if err != nil {
 		return nil, err
 	}

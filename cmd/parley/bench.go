@@ -66,8 +66,6 @@ func newBenchCmd() *cobra.Command {
   parley bench storm --devices 2000 --target self --target old=exec:/usr/local/bin/parley --rounds 3
   parley bench group --members 1000 --target self --target mosquitto=mqtt://127.0.0.1:1884,plain
   parley bench crash --kills 50`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	f := cmd.PersistentFlags()
 	f.StringArrayVarP(&o.targets, "target", "t", nil, "what to measure, repeatable (default self)")
@@ -82,9 +80,8 @@ func newBenchCmd() *cobra.Command {
 	f.StringVar(&o.protocol, "protocol", "3.1.1", "MQTT version: 3.1.1 or 5")
 	complete(cmd, "protocol", "3.1.1", "5")
 	complete(cmd, "target", "self", "mqtt://", "mqtts://", "exec:")
-	cmd.AddCommand(newBenchDM(o), newBenchGroup(o), newBenchReplay(o), newBenchConnect(o), newBenchStorm(o), newBenchIdle(o), newBenchStalled(o),
+	return group(cmd, newBenchDM(o), newBenchGroup(o), newBenchReplay(o), newBenchConnect(o), newBenchStorm(o), newBenchIdle(o), newBenchStalled(o),
 		newBenchWire(o), newBenchCrash(o), newBenchSuite(o))
-	return cmd
 }
 
 // complete offers fixed values of a flag to the shell.

@@ -54,7 +54,7 @@ func newBenchDM(o *benchOptions) *cobra.Command {
 		Example: `  parley bench dm                                     the highest rate
   parley bench dm --rate 1000 --for 1m                the latency at 1,000 messages per second
   parley bench dm --pairs 1 --window 1                the time of one message alone`,
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(checkFlow(d.Flow), positive(map[string]int{"pairs": d.Pairs})); err != nil {
 				return err
@@ -76,7 +76,7 @@ func newBenchGroup(o *benchOptions) *cobra.Command {
 			"With --plain the group is a topic; members who are away leave a session behind.",
 		Example: `  parley bench group --members 1000 --rate 20
   parley bench group --members 5000 --online 200`,
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(checkFlow(g.Flow), positive(map[string]int{"members": g.Members})); err != nil {
 				return err
@@ -97,7 +97,7 @@ func newBenchReplay(o *benchOptions) *cobra.Command {
 		Short:   "Devices return to what they have missed",
 		Long:    "Stores --missed messages for each of --devices that are away, lets all return at once, and times until everything is there.",
 		Example: "  parley bench replay --devices 100 --missed 1000",
-		Args:    cobra.NoArgs,
+		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(map[string]int{"devices": r.Devices, "missed": r.Missed}); err != nil {
 				return err
@@ -119,7 +119,7 @@ func newBenchConnect(o *benchOptions) *cobra.Command {
 		Long: "Opens connections, with clean sessions and access tokens, and closes them once they are accepted. 100 devices of 10 users return\n" +
 			"in turns; with --fresh each is a device that was never seen, for which sessions.max_per_user must have room.",
 		Example: "  parley bench connect --workers 50 --for 30s",
-		Args:    cobra.NoArgs,
+		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.For <= 0 && c.Connections <= 0 {
 				return usageError{errors.New("a round needs an end: --for or --connections")}
@@ -145,7 +145,7 @@ func newBenchStorm(o *benchOptions) *cobra.Command {
 		Long: "Lets --devices with sessions connect at the same moment, as after the restart of a server or of a network, and times until each\n" +
 			"has its CONNACK and the message that waits for it; the max is when the last one had.",
 		Example: "  parley bench storm --devices 5000 --per-user 2 --rounds 3",
-		Args:    cobra.NoArgs,
+		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(map[string]int{"devices": s.Devices, "per-user": s.PerUser}); err != nil {
 				return err
@@ -167,7 +167,7 @@ func newBenchIdle(o *benchOptions) *cobra.Command {
 		Long: "Holds connections open and weighs the server: its process if pid= is known, otherwise what its metrics say. A server that the tool has\n" +
 			"started is restarted before, so that only connections are weighed; another one may return or take memory meanwhile.",
 		Example: "  parley bench idle --connections 10000",
-		Args:    cobra.NoArgs,
+		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(map[string]int{"connections": d.Connections, "per-user": d.PerUser}); err != nil {
 				return err
@@ -187,7 +187,7 @@ func newBenchWire(o *benchOptions) *cobra.Command {
 		Short:   "Bytes on the wire per message, in both directions",
 		Long:    "Sends messages one by one and counts what goes through the sockets of the sender and the receiver, without the headers of TCP, IP and TLS.",
 		Example: "  parley bench wire --payload 20 --protocol 5",
-		Args:    cobra.NoArgs,
+		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(map[string]int{"messages": w.Messages}); err != nil {
 				return err
@@ -212,7 +212,7 @@ func newBenchCrash(o *benchOptions) *cobra.Command {
 			"is not in it, so a seed repeats the kills and not always their effect.",
 		Example: `  parley bench crash --kills 100
   parley bench crash --seed 4711 --server-command "bin/parley serve --data-dir {dir} --mqtt.addr {mqtt} --http.addr {http} --limits.off"`,
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(map[string]int{"kills": c.Kills, "writers": c.Writers}); err != nil {
 				return err
@@ -247,7 +247,7 @@ func newBenchStalled(o *benchOptions) *cobra.Command {
 			"measured: first while all read, then while those stall. The memory is the server's, for each stalled device. In the end they\n" +
 			"read on, and what is missing then is lost. --for must be below the server's mqtt.write_timeout, after which it would close them.",
 		Example: "  parley bench stalled --devices 10000 --stalled 1000 --rounds 3",
-		Args:    cobra.NoArgs,
+		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := positive(map[string]int{"stalled": s.Stalled, "per-user": s.PerUser, "group-payload": s.GroupPayload}); err != nil {
 				return err
@@ -280,7 +280,7 @@ func newBenchSuite(o *benchOptions) *cobra.Command {
 		Long:  "Runs dm, lone (one pair, one message), group, replay and idle with the parameters of docs/performance.md, each against fresh servers.",
 		Example: `  parley bench suite --rounds 5 --target self --target mosquitto=mqtt://127.0.0.1:1884,plain,lenient --baseline mosquitto
   parley bench suite --only 'dm|group'`,
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			match, err := regexp.Compile(only)
 			if err != nil {

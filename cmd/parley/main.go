@@ -41,22 +41,60 @@ func run(args []string) int {
 }
 
 func newRoot() *cobra.Command {
-	root := &cobra.Command{
+	root := group(&cobra.Command{
 		Use:           "parley",
 		Short:         "Chat for standard MQTT clients: every message committed before it is acknowledged",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       versionString(),
-	}
+	}, newServeCmd(), newUserCmd(), newCheckCmd(), newBackupCmd(), newRestoreCmd(), newPushCmd(), newExportCmd(), newImportCmd(), newVersionCmd(),
+		newChatCmd(), newBenchCmd())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServeCmd(), newUserCmd(), newCheckCmd(), newBackupCmd(), newRestoreCmd(), newPushCmd(), newExportCmd(), newImportCmd(), newVersionCmd())
-	root.AddCommand(extraCommands()...)
 	return root
+}
+
+// group puts commands below cmd, which shows its help unless it does something
+// itself. A name that none of them has is a mistake, which a script must notice.
+func group(cmd *cobra.Command, below ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(below...)
+	cmd.SuggestionsMinimumDistance = 2
+	if cmd.RunE == nil {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := ""
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = ": did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return usageError{fmt.Errorf("there is no %s %s%s", cmd.CommandPath(), args[0], hint)}
+	}
+	return cmd
+}
+
+// exactly wants n arguments, and says what they are.
+func exactly(n int, hint string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{errors.New(hint)}
+		}
+		return nil
+	}
+}
+
+// none wants no arguments.
+func none(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no arguments, not %s", cmd.CommandPath(), strings.Join(args, " "))}
+	}
+	return nil
 }
 
 func newVersionCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: none,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintln(cmd.OutOrStdout(), "parley", versionString())
 		},

@@ -28,12 +28,10 @@ func newPushCmd() *cobra.Command {
 		Long: "Without a subcommand: take bells from a MongoDB that parley serve writes to, and ring them, until SIGTERM or\n" +
 			"SIGINT. It wants the configuration of parley serve, with push.run: workers. Any number may run; what one\n" +
 			"that dies had begun is rung by another. By default parley serve rings by itself, and this is not needed.",
-		Args: cobra.NoArgs,
 		RunE: pushWorker,
 	}
 	addConfigFlags(cmd)
-	cmd.AddCommand(newPushSendCmd(), newPushExplainCmd(), newPushDeadCmd(), newPushReplayCmd(), newPushKeysCmd(), newPushSimulateCmd())
-	return cmd
+	return group(cmd, newPushSendCmd(), newPushExplainCmd(), newPushDeadCmd(), newPushReplayCmd(), newPushKeysCmd(), newPushSimulateCmd())
 }
 
 func pushWorker(cmd *cobra.Command, _ []string) error {
@@ -42,7 +40,7 @@ func pushWorker(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilSignal()
 	defer stop()
 	w, err := app.NewPushWorker(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
 	if err != nil {
@@ -146,7 +144,7 @@ func newPushExplainCmd() *cobra.Command {
 
 func newPushDeadCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "dead", Short: "List what could not be rung", Args: cobra.NoArgs,
+		Use: "dead", Short: "List what could not be rung", Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withServer(cmd, func(ctx context.Context, srv *server) error {
 				var dead []struct {

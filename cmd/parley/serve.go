@@ -21,7 +21,7 @@ func newServeCmd() *cobra.Command {
 		Long: "Run the server until SIGTERM or SIGINT, then drain: what was accepted is committed and clients are told.\n" +
 			"It prints one line when it is ready. Every key of the configuration is also a flag and an environment\n" +
 			"variable (mqtt.addr: --mqtt.addr, PARLEY_MQTT_ADDR); flag over environment over file.",
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: serve,
 	}
 	addConfigFlags(cmd)
@@ -34,7 +34,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilSignal()
 	defer stop()
 	a, err := app.New(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
 	if err != nil {
@@ -51,6 +51,15 @@ func serve(cmd *cobra.Command, _ []string) error {
 		}
 	}()
 	return a.Run(ctx)
+}
+
+// untilSignal ends with SIGTERM or SIGINT; a second one ends the process at once.
+// Whoever reads its output may go away.
+func untilSignal() (context.Context, context.CancelFunc) {
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 func readyLine(addrs app.Addrs) string {

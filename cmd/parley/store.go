@@ -26,7 +26,7 @@ func newCheckCmd() *cobra.Command {
 		Long: "Reports every fault of the configuration at once, each with file and line. With --store it also reads the whole store: its format, that every conversation is dense and every entry readable. " +
 			"The embedded store's server must be stopped for that; one on MongoDB may run. Of MongoDB it also reports who has the database in use, the schema, indexes that are missing or wrong, whether a majority takes writes, " +
 			"and warns of servers that keep less than Parley promises.",
-		Args: cobra.NoArgs,
+		Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(cmd)
 			if err != nil {
@@ -182,15 +182,6 @@ func newRestoreCmd() *cobra.Command {
 	}
 	addConfigFlags(cmd)
 	return cmd
-}
-
-func exactly(n int, hint string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
-		if len(args) != n {
-			return usageError{errors.New(hint)}
-		}
-		return nil
-	}
 }
 
 // copyTree copies files and directories and syncs each file.

@@ -26,13 +26,11 @@ import (
 )
 
 func newUserCmd() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "user",
 		Short: "Manage accounts",
 		Long:  "Works on the store itself while the server is stopped, and through the server while it runs.",
-	}
-	cmd.AddCommand(newUserAddCmd(), newUserListCmd(), newUserPasswdCmd(), newUserDisableCmd(true), newUserDisableCmd(false), newUserRevokeCmd())
-	return cmd
+	}, newUserAddCmd(), newUserListCmd(), newUserPasswdCmd(), newUserDisableCmd(true), newUserDisableCmd(false), newUserRevokeCmd())
 }
 
 // accounts is what the user commands do, by either road.
@@ -140,7 +138,7 @@ func newPassword(cmd *cobra.Command, stdin bool) (password string, made bool, er
 
 func newUserListCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "list", Short: "List accounts", Args: cobra.NoArgs,
+		Use: "list", Short: "List accounts", Args: none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withAccounts(cmd, false, func(ctx context.Context, acc accounts) error {
 				return acc.list(ctx, func(user im.UserID, name, role string, disabled bool) {

@@ -172,15 +172,21 @@ func (h *House) Kill() {
 func (h *House) Stop() {
 	h.t.Helper()
 	_ = h.cmd.Process.Signal(syscall.SIGTERM)
+	h.stopped()
+}
+
+// stopped waits for the end that SIGTERM makes.
+func (h *House) stopped() {
+	h.t.Helper()
 	select {
 	case err := <-h.exit:
+		h.cmd = nil
 		if err != nil {
 			h.t.Fatalf("SIGTERM: %v\n%s", err, h.log)
 		}
 	case <-time.After(10 * time.Second):
 		h.t.Fatalf("the server did not stop within 10 s\n%s", h.log)
 	}
-	h.cmd = nil
 }
 
 // Person is somebody with an account.

@@ -235,16 +235,22 @@ func (s *Store) poolMonitor() *event.PoolMonitor {
 	}}
 }
 
-// Close waits for what was accepted, says which conversations it no longer
-// writes to, and disconnects.
+// closeGrace bounds what Close waits for a MongoDB that does not answer: a server
+// that is stopped has ten seconds for everything, and seven for its clients.
+const closeGrace = 500 * time.Millisecond
+
+// Close waits for what was accepted, if MongoDB answers in time, says which
+// conversations it no longer writes to, and disconnects.
 func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return gone()
 	}
+	overdue := time.AfterFunc(3*closeGrace, s.shut) // what is under way fails then: nobody was told yes
 	s.writers.close()
+	overdue.Stop()
 	s.shut()
 	s.jobs.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), s.opt.Timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
 	defer cancel()
 	s.leaveSeat(ctx)
 	return s.client.Disconnect(ctx)

@@ -581,7 +581,7 @@ func (w *writers) retire(all bool) {
 		models = append(models, noteHead(name, x.until, x.head, x.ts))
 	}
 	w.mu.Unlock()
-	w.s.note(context.Background(), models)
+	w.s.note(w.s.closing, models)
 }
 
 // close waits for what was accepted.

@@ -55,6 +55,7 @@ type Proxy struct {
 	faults   atomic.Pointer[func(Command) Fault]
 	down     atomic.Bool
 	done     sync.WaitGroup
+	closed   chan struct{} // ends delays
 	breaches breaches
 	Commands atomic.Int64 // how many went through
 	Faults   atomic.Int64 // how many were not just passed
@@ -67,7 +68,7 @@ func NewProxy(server string, serial bool) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{ln: ln, server: server, serial: serial, conns: map[net.Conn]bool{}}
+	p := &Proxy{ln: ln, server: server, serial: serial, conns: map[net.Conn]bool{}, closed: make(chan struct{})}
 	p.done.Go(p.accept)
 	return p, nil
 }
@@ -100,9 +101,18 @@ func (p *Proxy) Up() { p.down.Store(false) }
 
 // Close ends the proxy.
 func (p *Proxy) Close() {
+	close(p.closed)
 	_ = p.ln.Close()
 	p.Down()
 	p.done.Wait()
+}
+
+// wait is the delay of a fault.
+func (p *Proxy) wait(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-p.closed:
+	}
 }
 
 func (p *Proxy) accept() {
@@ -220,7 +230,7 @@ func (l *link) request() error {
 
 // late executes a command whose client has long given up: on a connection of its own.
 func (p *Proxy) late(server string, msg []byte, after time.Duration, cmd Command) {
-	time.Sleep(after) // the fault is the delay
+	p.wait(after)
 	c, err := net.Dial("tcp", server)
 	if err != nil {
 		return
@@ -262,7 +272,7 @@ func (l *link) replies() {
 			case LoseReply, CutBatch:
 				lose = true
 			case Slow:
-				time.Sleep(w.fault.Delay) // the fault is the delay
+				l.p.wait(w.fault.Delay)
 			}
 		}
 		if !lose {
