@@ -2,11 +2,8 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -221,7 +218,7 @@ func (a *App) makeFaces(ctx context.Context) error {
 	})
 	var limiter hooks.Limiter
 	if !cfg.Limits.Off {
-		limiter = newLimiter(cfg.Limits.MessagesPerSecond, cfg.Limits.Burst, float64(cfg.Limits.BytesPerSecond))
+		limiter = newLimiter(cfg.Limits.MessagesPerSecond, cfg.Limits.Burst, float64(cfg.Limits.BytesPerSecond), int(cfg.Limits.Message))
 	}
 	a.gate = hooks.New(hooks.Options{
 		Auth: a.auth, Chat: a.chat, Delivery: a.delivery, Plain: a.plain, Store: a.store, RPC: rpc{a.api}, Limiter: limiter, Log: a.log,
@@ -253,190 +250,6 @@ func (a *App) makeFaces(ctx context.Context) error {
 	m.gauge("retained_messages", "Retained messages of the plain space.", func() float64 { return float64(a.plain.RetainedCount()) })
 	m.counter("messages_delivered_total", "Entries written to devices, first time or again.", func() float64 { return float64(a.delivery.Delivered()) })
 	return a.gate.Restore(ctx, a.store)
-}
-
-// listen opens every listener, so that an address in use is known before
-// anything runs.
-func (a *App) listen(context.Context) error {
-	cfg := a.cfg
-	a.limits = broker.NewLimits(cfg.MQTT.MaxConnections, cfg.MQTT.MaxPerIP)
-	proxies, err := configs.Prefixes(cfg.MQTT.ProxyProtocol)
-	if err != nil {
-		return err
-	}
-	open := func(key, addr string, tc *tls.Config) (string, error) {
-		if addr == "off" {
-			return "", nil
-		}
-		l, err := broker.Listen(broker.ListenOptions{Addr: addr, TLS: tc, Proxies: proxies, Limits: a.limits, HandshakeTimeout: cfg.MQTT.ConnectTimeout, Log: a.log,
-			Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }})
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", key, err)
-		}
-		a.listeners = append(a.listeners, l)
-		a.onCleanup(func() error { _ = l.Close(); return nil })
-		return l.Addr().String(), nil
-	}
-	if a.addrs.MQTT, err = open("mqtt.addr", cfg.MQTT.Addr, nil); err != nil {
-		return err
-	}
-	if cfg.MQTT.TLS.Addr != "off" {
-		cert, err := broker.LoadCertificate(cfg.MQTT.TLS.Cert, cfg.MQTT.TLS.Key, a.log)
-		if err != nil {
-			return err
-		}
-		if a.addrs.MQTTS, err = open("mqtt.tls.addr", cfg.MQTT.TLS.Addr, cert.Config()); err != nil {
-			return err
-		}
-	}
-	for _, listen := range []func() error{a.listenHTTP, a.listenMetrics, a.listenAdmin} {
-		if err := listen(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (a *App) listenHTTP() error {
-	cfg := a.cfg
-	if cfg.HTTP.Addr == "off" {
-		return nil
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/", a.api.Handler())
-	mux.Handle("/mqtt", broker.WebSocket(broker.WSOptions{Origins: cfg.HTTP.Origins, Limits: a.limits, MaxPacket: int(cfg.Limits.Message) + 128<<10, Log: a.log,
-		ClientIP: a.api.ClientIP, Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }}, a.broker.Handle))
-	nl, err := net.Listen("tcp", cfg.HTTP.Addr)
-	if err != nil {
-		return fmt.Errorf("http.addr: listen on %s: %w", cfg.HTTP.Addr, err)
-	}
-	a.addrs.HTTP = nl.Addr().String()
-	if cfg.HTTP.Cert != "" {
-		cert, err := broker.LoadCertificate(cfg.HTTP.Cert, cfg.HTTP.Key, a.log)
-		if err != nil {
-			_ = nl.Close()
-			return err
-		}
-		nl = tls.NewListener(nl, cert.Config())
-	}
-	a.serveHTTP(httpapi.NewServer(cfg.HTTP.Addr, mux, a.log), nl)
-	return nil
-}
-
-func (a *App) listenMetrics() error {
-	addr := a.cfg.Metrics.Addr
-	if addr == "off" {
-		return nil
-	}
-	nl, err := net.Listen("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("metrics.addr: listen on %s: %w", addr, err)
-	}
-	a.addrs.Metrics = nl.Addr().String()
-	a.serveHTTP(httpapi.NewServer(addr, a.metrics.handler(a.isReady), a.log), nl)
-	return nil
-}
-
-// serveHTTP keeps the listener for Run.
-func (a *App) serveHTTP(srv *http.Server, nl net.Listener) {
-	srv.Addr = nl.Addr().String()
-	a.servers = append(a.servers, srv)
-	a.onCleanup(func() error { _ = nl.Close(); return nil })
-	a.pending = append(a.pending, func() error {
-		err := srv.Serve(nl)
-		if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		return err
-	})
-}
-
-// Addrs returns the addresses listened on.
-func (a *App) Addrs() Addrs { return a.addrs }
-
-// Ready is closed when the server accepts clients.
-func (a *App) Ready() <-chan struct{} { return a.ready }
-
-func (a *App) isReady(ctx context.Context) error {
-	select {
-	case <-a.ready:
-	default:
-		return im.Refuse(im.Unavailable, "starting", "the server is starting")
-	}
-	if a.ending.Load() {
-		return im.Refuse(im.Unavailable, "stopping", "the server is stopping")
-	}
-	return a.store.Ping(ctx)
-}
-
-// drainTime is how long what was accepted may take to be committed, and clients to
-// hear the end of a server that stops. Whatever waits for the store beyond it hears
-// that the store is closed: together with that it stays below 10 s.
-const drainTime = 6 * time.Second
-
-// Run serves until ctx is done, then drains: what was accepted is committed and
-// acknowledged, clients are told, the store is closed.
-func (a *App) Run(ctx context.Context) error {
-	rooms, stopRooms := context.WithCancel(context.Background())
-	defer stopRooms()
-	accept, stopAccept := context.WithCancel(ctx)
-	defer stopAccept()
-	var living, listening sync.WaitGroup
-	failed := make(chan error, len(a.listeners)+len(a.pending))
-
-	living.Go(func() { _ = a.delivery.Run(rooms) })
-	living.Go(func() { _ = a.gate.Run(rooms) })
-	living.Go(func() { a.retention().run(rooms) })
-	if a.push != nil {
-		living.Go(func() { a.push.Run(rooms) })
-		living.Go(func() { a.keys.reload(rooms, a.log, a.push.Reloaded) })
-	}
-	for _, l := range a.listeners {
-		listening.Go(func() {
-			if err := l.Serve(accept, a.broker.Handle); err != nil {
-				failed <- err
-			}
-		})
-	}
-	for _, serve := range a.pending {
-		listening.Go(func() {
-			if err := serve(); err != nil {
-				failed <- err
-			}
-		})
-	}
-	if err := a.admin.publish(); err != nil {
-		a.log.Warn("the commands of an operator will not find this server", "error", err)
-	}
-	close(a.ready)
-
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-		a.log.Error("a listener failed", "error", err)
-	case err = <-a.lost:
-		// What is in memory here may be untrue by now, and nothing can be committed:
-		// clients are sent away, to find the other server.
-	}
-	a.log.Info("stopping")
-	a.ending.Store(true)
-	stopAccept()
-	a.admin.withdraw()
-	drain, cancel := context.WithTimeout(context.Background(), drainTime)
-	defer cancel()
-	a.broker.Shutdown(drain)
-	for _, srv := range a.servers {
-		if e := srv.Shutdown(drain); e != nil {
-			_ = srv.Close()
-		}
-	}
-	overdue := context.AfterFunc(drain, func() { _ = a.closeStore() })
-	listening.Wait()
-	stopRooms()
-	living.Wait()
-	overdue()
-	return errors.Join(err, a.cleanup())
 }
 
 // revoked disconnects what is connected with revoked credentials.

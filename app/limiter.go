@@ -14,7 +14,8 @@ import (
 type limiter struct {
 	perSecond float64
 	burst     int
-	bytes     float64 // per second
+	bytes     float64 // per second; 0: no limit
+	largest   int     // message: it passes at once, whatever bytes is
 	now       func() time.Time
 
 	mu      sync.Mutex
@@ -27,8 +28,8 @@ type bucket struct {
 	used            time.Time
 }
 
-func newLimiter(perSecond float64, burst int, bytesPerSecond float64) *limiter {
-	return &limiter{perSecond: perSecond, burst: burst, bytes: bytesPerSecond, now: time.Now, buckets: make(map[im.UserID]*bucket)}
+func newLimiter(perSecond float64, burst int, bytesPerSecond float64, largest int) *limiter {
+	return &limiter{perSecond: perSecond, burst: burst, bytes: bytesPerSecond, largest: largest, now: time.Now, buckets: make(map[im.UserID]*bucket)}
 }
 
 // Allow reports whether the user may publish n bytes now: a method of hooks.Limiter.
@@ -41,7 +42,7 @@ func (l *limiter) Allow(u im.UserID, n int) bool {
 	if b == nil {
 		b = &bucket{messages: rate.NewLimiter(rate.Limit(l.perSecond), l.burst)}
 		if l.bytes > 0 {
-			b.bytes = rate.NewLimiter(rate.Limit(l.bytes), int(max(l.bytes, 1<<20)))
+			b.bytes = rate.NewLimiter(rate.Limit(l.bytes), max(int(l.bytes), l.largest, 1<<20))
 		}
 		l.buckets[u] = b
 	}

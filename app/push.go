@@ -50,13 +50,15 @@ func (a *App) unread(ctx context.Context, u im.UserID) (int, error) { return a.c
 func pushApps(cfg configs.Push) (apps []pushgw.App, keys keyFiles, err error) {
 	tokens := apns.NewTokens(nil)
 	for _, c := range cfg.Apps {
+		key := newKeyFile(c.Name, keyPath(c))
 		x, reload, err := pushApp(c, tokens)
 		if err != nil {
 			return nil, nil, fmt.Errorf("push.apps: %s: %w", c.Name, err)
 		}
 		apps = append(apps, x)
 		if reload != nil {
-			keys = append(keys, &keyFile{app: c.Name, path: keyPath(c), load: reload})
+			key.load = reload
+			keys = append(keys, key)
 		}
 	}
 	return apps, keys, nil
@@ -159,13 +161,18 @@ const reloadEvery = 10 * time.Second
 
 type keyFiles []*keyFile
 
+// newKeyFile notes how old the file is before it is read for the first time: what
+// is written from then on is a change.
+func newKeyFile(app, path string) *keyFile {
+	k := &keyFile{app: app, path: path}
+	if st, err := os.Stat(path); err == nil {
+		k.seen = st.ModTime()
+	}
+	return k
+}
+
 // reload reads keys again when they change, until ctx is done, and tells whose.
 func (ks keyFiles) reload(ctx context.Context, log *slog.Logger, changed func(app string)) {
-	for _, k := range ks {
-		if st, err := os.Stat(k.path); err == nil {
-			k.seen = st.ModTime()
-		}
-	}
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
 	for {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -124,6 +125,7 @@ func newBackupCmd() *cobra.Command {
 			}
 			ctx := cmd.Context()
 			if srv, ok := findServer(ctx, cfg.DataDir); ok {
+				srv.limit = 24 * time.Hour // as long as the copy takes
 				if err := srv.call(ctx, "POST", "/v1/admin/backup", map[string]string{"dir": dir}, nil); err != nil {
 					return err
 				}

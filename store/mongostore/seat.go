@@ -254,6 +254,7 @@ func (d *seatDoc) dead() bool {
 	p, err := os.FindProcess(d.PID)
 	if err == nil {
 		err = p.Signal(syscall.Signal(0))
+		_ = p.Release()
 	}
 	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
 		return true
