@@ -277,7 +277,7 @@ func newBenchSuite(o *benchOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "suite",
 		Short: "The scenarios behind docs/performance.md, one after the other",
-		Long:  "Runs dm, lone (one pair, one message), group, replay and idle with the parameters of docs/performance.md, each against fresh servers.",
+		Long:  "Runs dm, lone (one pair, one message), group and group-busy (4 and 16 messages under way), open (1,000/s), replay and idle with the parameters of docs/performance.md, each against fresh servers.",
 		Example: `  parley bench suite --rounds 5 --target self --target mosquitto=mqtt://127.0.0.1:1884,plain,lenient --baseline mosquitto
   parley bench suite --only 'dm|group'`,
 		Args: none,
@@ -297,6 +297,8 @@ func newBenchSuite(o *benchOptions) *cobra.Command {
 				{"dm", load.DM{Pairs: 50, Flow: load.Flow{Window: 16, Payload: 100, For: length}}},
 				{"lone", load.DM{Pairs: 1, Flow: load.Flow{Window: 1, Payload: 100, For: length / 2}}},
 				{"group", load.Group{Members: 100, Flow: load.Flow{Window: 4, Payload: 100, For: length}}},
+				{"group-busy", load.Group{Members: 100, Flow: load.Flow{Window: 16, Payload: 100, For: length}}},
+				{"open", load.DM{Pairs: 50, Flow: load.Flow{Rate: 1000, Payload: 100, For: length}}},
 				{"replay", load.Replay{Devices: 50, Missed: 100, Payload: 100}},
 				{"idle", load.Idle{Connections: 5000}},
 			} {
