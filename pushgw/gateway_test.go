@@ -347,6 +347,7 @@ type rig struct {
 	shop    int // how many workers ring; 0: the gateway does
 	workers []*hand
 	lease   time.Duration
+	poll    time.Duration
 	stop    func()
 }
 

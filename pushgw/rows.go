@@ -41,7 +41,8 @@ type Registration struct {
 	Family string `json:",omitempty"` // of the token it was registered with
 	Address
 
-	Loud, Silent int64 `json:",omitempty"` // when the device's next turns are, see pace
+	Loud, Silent int64  `json:",omitempty"` // when the device's next turns are, see pace
+	Nonce        string `json:",omitempty"` // unlike in any other version of the row that a worker wrote
 }
 
 func (r *Registration) key() string {

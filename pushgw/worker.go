@@ -369,6 +369,7 @@ func (w *Worker) swap(ctx context.Context, a *address, fn func(r *Registration))
 		next := a.Registration
 		if fn != nil {
 			fn(&next)
+			next.Nonce = rand.Text()[:10] // two who take a turn at one time want the same, but one turn each
 			v = note("", &next).Value
 		}
 		ok, err := w.opt.Store.SwapNote(ctx, a.key(), a.raw, v)

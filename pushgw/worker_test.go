@@ -68,7 +68,7 @@ func (l *leash) PutNotes(ctx context.Context, ns []store.Note, sync bool) error 
 // hire starts another worker.
 func (r *rig) hire() *hand {
 	l := &leash{memory: r.mem}
-	w := NewWorker(WorkerOptions{Store: l, Names: r.fam, Apps: r.apps(), Privacy: PrivacyFull, Lease: r.lease})
+	w := NewWorker(WorkerOptions{Store: l, Names: r.fam, Apps: r.apps(), Privacy: PrivacyFull, Lease: r.lease, Poll: r.poll})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -422,7 +422,10 @@ func TestWorkersRememberWhereATokenIsFrom(t *testing.T) {
 
 func TestWorkersRetryUntilItIsTooLate(t *testing.T) {
 	inShop(t, 2, func(r *rig) {
-		r.apns.answer = func(*Push, int) Result { return Result{Outcome: Retry, Reason: "http 503"} }
+		r.poll = 5 * time.Second // a day of them
+		r.stop()
+		r.start()
+		r.apns.then(func(*Push, int) Result { return Result{Outcome: Retry, Reason: "http 503"} })
 		r.say(dmAB, "bob", "1")
 		time.Sleep(25 * time.Hour)
 		ps := r.apns.pushes()
@@ -439,7 +442,7 @@ func TestWorkersRetryUntilItIsTooLate(t *testing.T) {
 		if k, err := r.g.Replay(context.Background(), nil); k != 1 || err != nil {
 			t.Error(k, err)
 		}
-		soon()
+		time.Sleep(20 * time.Second)
 		r.want(r.apns, len(ps)+1, "a replayed letter")
 		if dead, _ := r.g.Dead(context.Background()); len(dead) != 0 {
 			t.Error("the letter stays")
@@ -658,6 +661,96 @@ func TestACrashOfEveryWriteLosesNoBell(t *testing.T) {
 			if r.g.Pending() != 0 {
 				t.Errorf("write %d: %d bells stay", failAt, r.g.Pending())
 			}
+		})
+	}
+}
+
+// TestTwoTurnsAtOnce: two workers that take a turn in the same millisecond want to
+// write the same; that is two turns all the same.
+func TestTwoTurnsAtOnce(t *testing.T) {
+	inShop(t, 2, func(r *rig) {
+		synctest.Wait()
+		b := &bell{Kind: Alert, key: slotKey{phone, dmAB}}
+		var read []*address
+		for _, w := range r.workers {
+			a, err := w.addressOf(context.Background(), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			read = append(read, a)
+		}
+		for i, w := range r.workers {
+			if wait, ok, err := w.takeTurn(context.Background(), b, read[i]); wait != 0 || !ok || err != nil {
+				t.Error(wait, ok, err)
+			}
+		}
+		a, err := r.workers[0].addressOf(context.Background(), b)
+		if want := time.Now().Add(2 * loudEvery).UnixMilli(); err != nil || a.Loud != want {
+			t.Errorf("the next turn is at %d, want %d: %v", a.Loud, want, err)
+		}
+	})
+}
+
+// TestAnOlderAlertIsTakenAway: a second message is read while a worker looks
+// whether to ring for it; it does not, and takes away the first.
+func TestAnOlderAlertIsTakenAway(t *testing.T) {
+	inShop(t, 2, func(r *rig) {
+		r.say(dmAB, "bob", "1")
+		soon()
+		r.want(r.apns, 1, "the first")
+		r.fam.slow = time.Second
+		seq := r.say(dmAB, "bob", "2")
+		time.Sleep(500 * time.Millisecond)
+		r.read("desk", seq)
+		time.Sleep(time.Minute)
+		if p := r.want(r.apns, 2, "read meanwhile"); p[1].Kind != Clear {
+			t.Errorf("%+v", p[1].Push)
+		}
+	})
+}
+
+// TestLookedAtAgain: the gateway dies between writing bells and the mark, and the
+// next one looks at the entry again when it has rung.
+func TestLookedAtAgain(t *testing.T) {
+	inShop(t, 2, func(r *rig) {
+		r.say(dmAB, "bob", "1")
+		soon()
+		r.want(r.apns, 1, "a message")
+		r.stop()
+		r.mem.mu.Lock()
+		delete(r.mem.notes, noteMark+string(dmAB))
+		r.mem.mu.Unlock()
+		r.start()
+		time.Sleep(time.Minute)
+		r.want(r.apns, 1, "looked at again")
+		if _, err := r.mem.Note(context.Background(), noteMark+string(dmAB)); err != nil {
+			t.Error("it was not looked at again")
+		}
+	})
+}
+
+// TestAProbeThatFindsNothingOut: the bell with which refused credentials were to
+// be tried is not needed any more, or gone; the next is tried.
+func TestAProbeThatFindsNothingOut(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		inShop(t, 1, func(r *rig) {
+			r.apns.then(func(*Push, int) Result { return Result{Outcome: Locked, Reason: "InvalidProviderToken"} })
+			seq := r.say(dmAB, "bob", "1")
+			soon()
+			r.want(r.apns, 1, "credentials refused")
+			r.apns.then(nil)
+			if told {
+				r.read("desk", seq)
+			} else { // the gateway does not hear of it
+				r.mem.mu.Lock()
+				r.mem.reads["alice "+string(dmAB)] = seq
+				r.mem.mu.Unlock()
+			}
+			time.Sleep(5 * time.Minute)
+			r.want(r.apns, 1, "a probe without a bell")
+			r.say("d/alice/carol", "carol", "x")
+			time.Sleep(time.Minute)
+			r.want(r.apns, 2, "the next bell")
 		})
 	}
 }

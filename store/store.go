@@ -369,7 +369,8 @@ type Notes interface {
 	PutNotes(ctx context.Context, notes []Note, sync bool) error
 	// SwapNote replaces the value of key by value if it still is old; a nil old
 	// means absent, a nil value removes. It reports whether the note is value
-	// afterwards, whoever made it so. Durable on return.
+	// afterwards, whoever made it so: a value that counts only once for each
+	// caller has something in it that no other has. Durable on return.
 	SwapNote(ctx context.Context, key string, old, value []byte) (bool, error)
 }
 

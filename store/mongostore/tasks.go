@@ -122,7 +122,7 @@ func (s *Store) putTasks(ctx context.Context, ts []store.Task, done []bool) erro
 	models := make([]mongo.WriteModel, len(ts))
 	for i := range ts {
 		t := &ts[i]
-		vers[i] = newVersion(int64(t.Ver))
+		vers[i] = 1 + rand.Int64N(1<<62) // who reads it back knows it for their own
 		is := append(byID(t.Key), bson.E{Key: "v", Value: int64(t.Ver)})
 		switch {
 		case t.Value == nil:
