@@ -15,7 +15,7 @@ type Push interface {
 	Register(ctx context.Context, k im.DeviceKey, family string, a pushgw.Address) error
 	Unregister(ctx context.Context, k im.DeviceKey) error
 	Settings(u im.UserID) pushgw.Settings
-	PutSettings(ctx context.Context, u im.UserID, s pushgw.Settings) error
+	PutSettings(ctx context.Context, u im.UserID, privacy string, quiet *pushgw.Quiet) error
 	PutLevel(ctx context.Context, u im.UserID, conv im.ConvID, l pushgw.ConvLevel) error
 	Explain(ctx context.Context, conv im.ConvID, seq im.Seq) ([]pushgw.Step, error)
 	Dead(ctx context.Context) ([]pushgw.DeadLetter, error)
@@ -152,13 +152,11 @@ func (a *API) setPushSettings(ctx context.Context, c Caller, in *setPushSettings
 	if err != nil {
 		return nil, err
 	}
-	s := p.Settings(c.User)
-	s.Privacy, s.Quiet = in.Body.Privacy, nil
+	var hours *pushgw.Quiet
 	if q := in.Body.Quiet; q != nil {
-		hours := pushgw.Quiet(*q)
-		s.Quiet = &hours
+		hours = (*pushgw.Quiet)(q)
 	}
-	return answerNone(p.PutSettings(ctx, c.User, s))
+	return answerNone(p.PutSettings(ctx, c.User, in.Body.Privacy, hours))
 }
 
 type setPushLevelInput struct {

@@ -84,6 +84,7 @@ type Gateway struct {
 	log    *slog.Logger
 	apps   map[string]*app // by name
 	looker looker
+	turns  *turns // of who changes a user's rows; taken before mu
 
 	mu       sync.Mutex
 	regs     map[im.UserID][]*Registration
@@ -116,7 +117,7 @@ type Gateway struct {
 func New(ctx context.Context, o Options) (*Gateway, error) {
 	setDefaults(&o)
 	g := &Gateway{
-		opt: o, log: o.Log, apps: map[string]*app{}, regs: map[im.UserID][]*Registration{}, held: map[string]*Registration{}, settings: map[im.UserID]*Settings{},
+		opt: o, log: o.Log, turns: newTurns(), apps: map[string]*app{}, regs: map[im.UserID][]*Registration{}, held: map[string]*Registration{}, settings: map[im.UserID]*Settings{},
 		keen: map[im.ConvID]map[im.UserID]bool{}, slots: map[slotKey]*bell{}, shown: map[slotKey]im.Seq{}, active: map[im.UserID]time.Time{},
 		isDirty: map[im.ConvID]int64{}, marks: map[im.ConvID]im.Seq{},
 		wakeDue: make(chan struct{}, 1), shared: shared{o.Store, o.Now}, chores: make(chan chore, chores),
@@ -502,13 +503,12 @@ const (
 
 func (g *Gateway) forgetUnused() {
 	limit := g.opt.Now().Add(-unusedFor).UnixMilli()
-	var notes []store.Note
+	var unused []*Registration
 	g.mu.Lock()
 	for _, rs := range g.regs {
-		for _, r := range append([]*Registration(nil), rs...) {
+		for _, r := range rs {
 			if r.Registered < limit {
-				g.unkeep(r)
-				notes = append(notes, gone(r.key()))
+				unused = append(unused, r)
 			}
 		}
 	}
@@ -516,5 +516,7 @@ func (g *Gateway) forgetUnused() {
 		clear(g.marks) // they are written down
 	}
 	g.mu.Unlock()
-	g.save(notes)
+	for _, r := range unused {
+		g.forget(r, "unused")
+	}
 }

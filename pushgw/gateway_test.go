@@ -32,7 +32,8 @@ type memory struct {
 	ver     uint64
 	failAt  int // the write after which nothing is written any more; 0: never
 
-	unreadable bool // the log cannot be read
+	unreadable bool   // the log cannot be read
+	writing    func() // before each write of notes; nil: nothing
 }
 
 func newMemory() *memory {
@@ -67,6 +68,9 @@ func (m *memory) EachNote(_ context.Context, prefix string, fn func(store.Note) 
 }
 
 func (m *memory) PutNotes(_ context.Context, ns []store.Note, _ bool) error {
+	if m.writing != nil {
+		m.writing()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.writes++
@@ -560,7 +564,7 @@ func TestAReplayedMentionIsStillOne(t *testing.T) {
 		r := newRig(t)
 		defer func() { r.stop() }()
 		r.fam.groups["team"] = []im.UserID{"alice", "bob"}
-		if err := r.g.PutSettings(context.Background(), "alice", Settings{Quiet: &Quiet{From: "00:00", To: "23:59", Zone: "UTC"}}); err != nil {
+		if err := r.g.PutSettings(context.Background(), "alice", "", &Quiet{From: "00:00", To: "23:59", Zone: "UTC"}); err != nil {
 			t.Fatal(err)
 		}
 		r.apns.answer = func(*Push, int) Result { return Result{Outcome: Rejected, Reason: "BadTopic"} }
@@ -749,7 +753,7 @@ func TestCallsRingAtOnceOrNever(t *testing.T) {
 		time.Sleep(time.Minute)
 		r.want(r.apns, 0, "without a VoIP token")
 		r.register(phone, Address{Provider: APNs, App: "ios", Token: "cc", Kind: KindVoIP})
-		_ = r.g.PutSettings(context.Background(), "alice", Settings{Quiet: &Quiet{From: "00:00", To: "23:59", Zone: "UTC"}})
+		_ = r.g.PutSettings(context.Background(), "alice", "", &Quiet{From: "00:00", To: "23:59", Zone: "UTC"})
 		r.g.Signal(call)
 		p := r.want(r.apns, 1, "a call, in quiet hours")[0]
 		if p.Kind != Call || p.To.Token != "cc" || p.Expires.Sub(p.at) != 30*time.Second {

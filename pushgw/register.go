@@ -3,6 +3,7 @@ package pushgw
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,11 @@ func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a
 			return im.Refuse(im.Invalid, "token", "%s", err)
 		}
 	}
+	end, err := g.turnOf(ctx, k.User, a)
+	if err != nil {
+		return err
+	}
+	defer end()
 	a.Registered = g.opt.Now().UnixMilli()
 	r := &Registration{Device: k, Family: family, Address: a}
 	var notes []store.Note
@@ -51,6 +57,29 @@ func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a
 	notes = append(notes, note(r.key(), r))
 	g.mu.Unlock()
 	return g.opt.Store.PutNotes(ctx, notes, true)
+}
+
+// turnOf takes the turn of a user who registers a, and of the one who has it now.
+func (g *Gateway) turnOf(ctx context.Context, u im.UserID, a Address) (end func(), err error) {
+	holder := func() im.UserID {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if r := g.held[heldBy(a)]; r != nil {
+			return r.Device.User
+		}
+		return u
+	}
+	for {
+		from := holder()
+		if end, err = g.turns.take(ctx, u, from); err != nil {
+			return nil, err
+		}
+		// It may have gone to a third meanwhile; from now on it does not.
+		if now := holder(); now == from || now == u {
+			return end, nil
+		}
+		end()
+	}
 }
 
 // Unregister forgets where a device is rung, and its bells. It is durable on return.
@@ -89,6 +118,11 @@ func (g *Gateway) Try(ctx context.Context, k im.DeviceKey, text string) (Result,
 func (g *Gateway) unregister(ctx context.Context, u im.UserID, out func(*Registration) bool) error {
 	var notes []store.Note
 	var devices []im.DeviceKey
+	end, err := g.turns.take(ctx, u)
+	if err != nil {
+		return err
+	}
+	defer end()
 	g.mu.Lock()
 	for _, r := range slices.Clone(g.regs[u]) {
 		if !out(r) {
@@ -127,6 +161,7 @@ func (g *Gateway) Registrations(u im.UserID) []Registration {
 // forget drops an address that the provider does not know any more. It reports
 // false, and does nothing, if r is no longer what the device has registered.
 func (g *Gateway) forget(r *Registration, reason string) bool {
+	defer g.turns.always(r.Device.User)()
 	g.mu.Lock()
 	current := slices.Contains(g.regs[r.Device.User], r)
 	g.unkeep(r)
@@ -137,6 +172,27 @@ func (g *Gateway) forget(r *Registration, reason string) bool {
 	g.log.Info("push address dropped", "device", r.Device, "provider", r.Provider, "app", r.App, "reason", reason)
 	g.save([]store.Note{gone(r.key())})
 	return true
+}
+
+// isFrom keeps where APNs knows an address, unless it was replaced or logged out
+// meanwhile.
+func (g *Gateway) isFrom(r *Registration, environment string) {
+	if environment == "" || r.Environment == environment {
+		return
+	}
+	defer g.turns.always(r.Device.User)()
+	g.mu.Lock()
+	current := slices.Contains(g.regs[r.Device.User], r)
+	known := *r
+	known.Environment = environment
+	if current {
+		g.unkeep(r)
+		g.keep(&known)
+	}
+	g.mu.Unlock()
+	if current {
+		g.save([]store.Note{note(known.key(), &known)})
+	}
 }
 
 func heldBy(a Address) string { return strings.Join([]string{a.Provider, a.App, a.Token}, "\x00") }
@@ -179,8 +235,38 @@ func (g *Gateway) Settings(u im.UserID) Settings {
 // maxConvSettings bounds how many conversations one user has wishes for.
 const maxConvSettings = 10_000
 
-// PutSettings replaces what a user wants. It is durable on return.
-func (g *Gateway) PutSettings(ctx context.Context, u im.UserID, s Settings) error {
+// PutSettings changes what a user's pushes say ("": as the server is configured)
+// and the user's quiet hours (nil: none). Wishes for conversations stay. It is
+// durable on return.
+func (g *Gateway) PutSettings(ctx context.Context, u im.UserID, privacy string, quiet *Quiet) error {
+	return g.change(ctx, u, func(s *Settings) { s.Privacy, s.Quiet = privacy, quiet })
+}
+
+// PutLevel changes the wish for one conversation; the zero ConvLevel removes it.
+// It is durable on return.
+func (g *Gateway) PutLevel(ctx context.Context, u im.UserID, conv im.ConvID, l ConvLevel) error {
+	return g.change(ctx, u, func(s *Settings) {
+		s.Conv = maps.Clone(s.Conv) // others read the one there is
+		if l == (ConvLevel{}) {
+			delete(s.Conv, conv)
+			return
+		}
+		if s.Conv == nil {
+			s.Conv = map[im.ConvID]ConvLevel{}
+		}
+		s.Conv[conv] = l
+	})
+}
+
+// change writes down what fn makes of a user's wishes.
+func (g *Gateway) change(ctx context.Context, u im.UserID, fn func(*Settings)) error {
+	end, err := g.turns.take(ctx, u)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s := g.Settings(u)
+	fn(&s)
 	if err := s.Check(); err != nil {
 		return err
 	}
@@ -194,22 +280,6 @@ func (g *Gateway) PutSettings(ctx context.Context, u im.UserID, s Settings) erro
 	g.keepSettings(u, &s)
 	g.mu.Unlock()
 	return nil
-}
-
-// PutLevel changes the wish for one conversation; the zero ConvLevel removes it.
-func (g *Gateway) PutLevel(ctx context.Context, u im.UserID, conv im.ConvID, l ConvLevel) error {
-	s := g.Settings(u)
-	next := make(map[im.ConvID]ConvLevel, len(s.Conv)+1)
-	for c, v := range s.Conv {
-		next[c] = v
-	}
-	if l == (ConvLevel{}) {
-		delete(next, conv)
-	} else {
-		next[conv] = l
-	}
-	s.Conv = next
-	return g.PutSettings(ctx, u, s)
 }
 
 // keepSettings changes what is in memory. Caller holds mu, or nobody else is there.

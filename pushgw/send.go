@@ -228,16 +228,10 @@ func (g *Gateway) sent(b *bell, r *Registration, s scene, res Result, now time.T
 	if fn := g.opt.Events.Rung; fn != nil && s.entry != nil {
 		fn(r.Provider, r.App, now.Sub(time.UnixMilli(s.entry.TS)))
 	}
+	g.isFrom(r, res.Environment)
 	var notes []store.Note
 	g.mu.Lock()
 	g.record(s.bell, "record", yes("rung"), res.Reason)
-	if res.Environment != "" && r.Environment != res.Environment && slices.Contains(g.regs[r.Device.User], r) { // not replaced or logged out meanwhile
-		known := *r
-		known.Environment = res.Environment
-		g.unkeep(r)
-		g.keep(&known)
-		notes = append(notes, note(known.key(), &known))
-	}
 	switch b.Kind {
 	case Alert:
 		g.shown[b.key] = s.bell.Last

@@ -586,7 +586,9 @@ func TestFromOneWayToTheOther(t *testing.T) {
 			synctest.Wait()
 			bells, _ := r.notes(noteBell)
 			shown, _ := r.notes(noteShown)
+			r.mem.mu.Lock() // workers look what is due
 			tasks := len(r.mem.tasks)
+			r.mem.mu.Unlock()
 			if want := map[bool][3]int{true: {0, 0, 2}, false: {1, 1, 0}}[shop > 0]; [3]int{len(bells), len(shown), tasks} != want {
 				t.Errorf("change %d: %v %v, %d tasks", i, bells, shown, tasks)
 			}
