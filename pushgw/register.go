@@ -49,14 +49,33 @@ func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a
 			g.unkeep(old)
 		}
 	}
+	var left []im.DeviceKey // what the address was of
 	if old := g.held[heldBy(a)]; old != nil {
 		g.unkeep(old)
 		notes = append(notes, gone(old.key()))
+		if old.Device != k { // its phone is in other hands: what waits for it is not for them
+			left = append(left, old.Device)
+			notes = append(notes, g.dropAll(old.Device, "address_moved")...)
+		}
 	}
 	g.keep(r)
 	notes = append(notes, note(r.key(), r))
 	g.mu.Unlock()
-	return g.opt.Store.PutNotes(ctx, notes, true)
+	if err := g.opt.Store.PutNotes(ctx, notes, true); err != nil || !g.opt.Workers {
+		return err
+	}
+	return g.dropShared(ctx, left, "address_moved")
+}
+
+// dropAll takes all bells of a device away. Caller holds mu.
+func (g *Gateway) dropAll(k im.DeviceKey, reason string) (notes []store.Note) {
+	for key, b := range g.slots {
+		if key.dev == k {
+			g.record(b, "send", no(reason), "")
+			notes = append(notes, g.drop(b)...)
+		}
+	}
+	return notes
 }
 
 // turnOf takes the turn of a user who registers a, and of the one who has it now.
@@ -131,11 +150,7 @@ func (g *Gateway) unregister(ctx context.Context, u im.UserID, out func(*Registr
 		g.unkeep(r)
 		devices = append(devices, r.Device)
 		notes = append(notes, gone(r.key()))
-		for k, b := range g.slots {
-			if k.dev == r.Device {
-				notes = append(notes, g.drop(b)...)
-			}
-		}
+		notes = append(notes, g.dropAll(r.Device, "logged_out")...)
 	}
 	g.mu.Unlock()
 	if len(notes) == 0 {
@@ -144,7 +159,7 @@ func (g *Gateway) unregister(ctx context.Context, u im.UserID, out func(*Registr
 	if err := g.opt.Store.PutNotes(ctx, notes, true); err != nil || !g.opt.Workers {
 		return err
 	}
-	return g.dropShared(ctx, devices)
+	return g.dropShared(ctx, devices, "logged_out")
 }
 
 // Registrations returns where a user's devices are rung.

@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 )
 
 // crowd is a gateway over a store that gives way before each write, so that who
@@ -134,4 +137,84 @@ func TestWhatAProviderSaysComesBesideARegistration(t *testing.T) {
 		})
 		r.stored(fmt.Sprint("round ", i))
 	}
+}
+
+// TestWhatWaitsDoesNotRingInOtherHands: the address of a phone moves to another
+// account while bells wait for it, or are just being looked at.
+func TestWhatWaitsDoesNotRingInOtherHands(t *testing.T) {
+	bobs := im.DeviceKey{User: "bob", Device: "phone"}
+	desk := im.DeviceKey{User: "alice", Device: "desk"}
+	for name, moved := range map[string]func(r *rig){
+		"in its grace": func(r *rig) {
+			r.fam.mu.Lock()
+			r.fam.online[desk] = true
+			r.fam.mu.Unlock()
+			r.say(dmAB, "bob", "to alice")
+			synctest.Wait()
+			r.register(bobs, Address{Provider: APNs, App: "ios", Token: "aa"})
+			if n := r.waiting(); n != 0 {
+				r.t.Errorf("%d bells wait for a phone that alice has no more", n)
+			}
+			if steps := r.explain(1); steps[len(steps)-1].Reason != "address_moved" {
+				r.t.Errorf("%+v", steps)
+			}
+			r.register(phone, Address{Provider: APNs, App: "ios", Token: "bb"}) // alice has a new one
+		},
+		"while it is looked at": func(r *rig) {
+			r.fam.slow = time.Second
+			r.say(dmAB, "bob", "to alice")
+			time.Sleep(500 * time.Millisecond)
+			r.register(bobs, Address{Provider: APNs, App: "ios", Token: "aa"})
+		},
+		"while it waits for its turn": func(r *rig) {
+			for i := range loudBurst + 5 {
+				r.say(im.ConvID(fmt.Sprintf("d/alice/u%02d", i)), im.UserID(fmt.Sprintf("u%02d", i)), "x")
+			}
+			time.Sleep(time.Second)
+			r.say(dmAB, "bob", "to alice") // its turn is five seconds later
+			time.Sleep(4500 * time.Millisecond)
+			r.want(r.apns, loudBurst+5, "the others")
+			r.fam.slow = 3 * time.Second
+			time.Sleep(2 * time.Second)
+			r.register(bobs, Address{Provider: APNs, App: "ios", Token: "aa"})
+		},
+	} {
+		both(t, name, func(r *rig) {
+			moved(r)
+			before := len(r.apns.pushes())
+			time.Sleep(10 * time.Minute)
+			r.want(r.apns, before, name)
+			for _, p := range r.apns.pushes() {
+				if p.Body == "to alice" {
+					r.t.Errorf("%s: %+v", name, p.Push)
+				}
+			}
+		})
+	}
+}
+
+// both plays it with a gateway that rings by itself, and with workers.
+func both(t *testing.T, name string, play func(r *rig)) {
+	for _, workers := range []int{0, 2} {
+		t.Run(fmt.Sprintf("%s, %d workers", name, workers), func(t *testing.T) { inShop(t, workers, play) })
+	}
+}
+
+// waiting is how many bells wait, wherever.
+func (r *rig) waiting() (n int) {
+	if r.shop == 0 {
+		return r.g.Pending()
+	}
+	ts := map[string]store.Task{}
+	r.mem.mu.Lock()
+	maps.Copy(ts, r.mem.tasks)
+	r.mem.mu.Unlock()
+	for _, t := range ts {
+		if s, err := openSlot(t); err != nil {
+			r.t.Error(err)
+		} else if s.Bell != nil {
+			n++
+		}
+	}
+	return n
 }

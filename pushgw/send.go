@@ -141,6 +141,19 @@ func (a *app) serve(ctx context.Context, b *bell) {
 		g.finish(b, "quiet", d, "")
 		return
 	}
+	// The last look before it rings: all that went before took its time.
+	g.mu.Lock()
+	off, to := b.off, g.registration(b)
+	g.mu.Unlock()
+	switch {
+	case off:
+		a.unprobe()
+		return
+	case to == nil || heldBy(to.Address) != heldBy(r.Address): // its phone may be in other hands
+		a.unprobe()
+		g.later(b, g.opt.Now())
+		return
+	}
 	a.send(ctx, b, r, s)
 }
 

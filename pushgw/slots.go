@@ -369,18 +369,24 @@ func (g *Gateway) replayShared(ctx context.Context, ls []DeadLetter) error {
 }
 
 // dropShared takes away all slots of devices.
-func (g *Gateway) dropShared(ctx context.Context, ks []im.DeviceKey) error {
+func (g *Gateway) dropShared(ctx context.Context, ks []im.DeviceKey, reason string) error {
 	for _, k := range ks {
 		keys, err := g.slotsOf(ctx, ofDevice(k))
 		if err != nil {
 			return err
 		}
+		off := map[slotKey]*bell{}
 		err = g.shared.alter(ctx, keys, func(s *slot, _ bool) bool {
-			s.Bell, s.Shown = nil, 0
+			off[s.key], s.Bell, s.Shown = s.Bell, nil, 0
 			return s.task.Ver != 0
 		})
 		if err != nil {
 			return err
+		}
+		for _, b := range off {
+			if b != nil {
+				g.record(b, "send", no(reason), "")
+			}
 		}
 	}
 	return nil

@@ -99,11 +99,12 @@ func (a *desk) serve(ctx context.Context, h *holding, s *slot) error {
 // takeTurn takes the device's next turn in its registration, which shows at the
 // same time that this is still the device's address; else errLost.
 func (w *Worker) takeTurn(ctx context.Context, b *bell, to *address) (wait time.Duration, ok bool, err error) {
-	if b.Kind == Call {
-		return 0, true, nil
-	}
-	if b.Turn {
-		return 0, true, nil
+	if b.Kind == Call || b.Turn { // it needs none, or has it
+		now, err := w.addressOf(ctx, b)
+		if err == nil && !to.same(now) {
+			err = errLost
+		}
+		return 0, true, err
 	}
 	swapped, err := w.swap(ctx, to, func(r *Registration) { wait, ok = r.pace(b.Kind, w.opt.Now()) })
 	if err == nil && !swapped {
