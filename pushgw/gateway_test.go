@@ -278,7 +278,10 @@ func (f *family) Members(_ context.Context, g im.GroupID) ([]im.UserID, error) {
 func (f *family) UserName(_ context.Context, u im.UserID) string   { return string(u) }
 func (f *family) GroupName(_ context.Context, g im.GroupID) string { return string(g) }
 func (f *family) Unread(context.Context, im.UserID) (int, error) {
-	time.Sleep(f.slow)
+	f.mu.Lock()
+	slow := f.slow
+	f.mu.Unlock()
+	time.Sleep(slow)
 	return 1, nil
 }
 func (f *family) Online(k im.DeviceKey) bool {

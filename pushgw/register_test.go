@@ -161,7 +161,7 @@ func TestWhatWaitsDoesNotRingInOtherHands(t *testing.T) {
 			r.register(phone, Address{Provider: APNs, App: "ios", Token: "bb"}) // alice has a new one
 		},
 		"while it is looked at": func(r *rig) {
-			r.fam.slow = time.Second
+			r.fam.takes(time.Second)
 			r.say(dmAB, "bob", "to alice")
 			time.Sleep(500 * time.Millisecond)
 			r.register(bobs, Address{Provider: APNs, App: "ios", Token: "aa"})
@@ -174,7 +174,7 @@ func TestWhatWaitsDoesNotRingInOtherHands(t *testing.T) {
 			r.say(dmAB, "bob", "to alice") // its turn is five seconds later
 			time.Sleep(4500 * time.Millisecond)
 			r.want(r.apns, loudBurst+5, "the others")
-			r.fam.slow = 3 * time.Second
+			r.fam.takes(3 * time.Second)
 			time.Sleep(2 * time.Second)
 			r.register(bobs, Address{Provider: APNs, App: "ios", Token: "aa"})
 		},
@@ -217,4 +217,11 @@ func (r *rig) waiting() (n int) {
 		}
 	}
 	return n
+}
+
+// takes has what is looked up before a push take d.
+func (f *family) takes(d time.Duration) {
+	f.mu.Lock()
+	f.slow = d
+	f.mu.Unlock()
 }
