@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -287,6 +288,7 @@ func (s sessions) Forget(ctx context.Context, k im.DeviceKey) error {
 // rpc lets MQTT clients call operations.
 type rpc struct{ api *httpapi.API }
 
-func (r rpc) Call(ctx context.Context, id auth.Identity, device im.DeviceID, op string, params []byte) ([]byte, error) {
-	return r.api.Call(ctx, httpapi.Caller{User: id.User, Role: id.Role, Device: device, Identity: id}, op, params)
+func (r rpc) Call(ctx context.Context, id auth.Identity, device im.DeviceID, addr, op string, params []byte) ([]byte, error) {
+	ip, _ := netip.ParseAddr(addr) // a unix socket has none
+	return r.api.Call(ctx, httpapi.Caller{User: id.User, Role: id.Role, Device: device, Identity: id, Addr: ip.Unmap()}, op, params)
 }

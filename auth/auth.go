@@ -76,6 +76,7 @@ type Auth struct {
 	st    Store
 	log   *slog.Logger
 	slots chan struct{} // argon2id computations
+	queue chan struct{} // those that wait for one, and those that have one; full: refused
 	dummy string        // hash to check unknown users against: it takes as long
 
 	pairs, addresses *throttle
@@ -115,7 +116,7 @@ func New(ctx context.Context, o Options) (*Auth, error) {
 	num(&o.Parallel, runtime.GOMAXPROCS(0))
 	num(&o.MaxFailures, 10)
 	num(&o.MaxAddressFailures, 200)
-	a := &Auth{opt: o, st: o.Store, log: o.Log, slots: make(chan struct{}, o.Parallel), dummy: hashPassword("not a password"),
+	a := &Auth{opt: o, st: o.Store, log: o.Log, slots: make(chan struct{}, o.Parallel), queue: make(chan struct{}, (1+maxWaiting)*o.Parallel), dummy: hashPassword("not a password"),
 		pairs: newThrottle(o.MaxFailures, o.Window), addresses: newThrottle(o.MaxAddressFailures, o.Window)}
 	a.remembered.init(maxRemembered)
 	a.proofs.init(maxProofs)
@@ -176,17 +177,34 @@ func (a *Auth) hash(ctx context.Context, password string) (string, error) {
 	if err := a.slot(ctx); err != nil {
 		return "", err
 	}
-	defer func() { <-a.slots }()
+	defer a.leave()
 	return hashPassword(password), nil
 }
 
+// maxWaiting is how many computations may wait for each that runs. At 20 to 40 ms
+// each that is longer than anybody waits for an answer: who comes later is
+// refused at once instead of making all wait for answers nobody reads any more.
+const maxWaiting = 512
+
+// slot waits for a turn to compute; leave ends it.
 func (a *Auth) slot(ctx context.Context) error {
+	select {
+	case a.queue <- struct{}{}:
+	default:
+		return im.Refuse(im.Unavailable, "busy", "too many logins at once: try again in a moment")
+	}
 	select {
 	case a.slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
+		<-a.queue
 		return im.E(im.Unavailable, "auth", ctx.Err())
 	}
+}
+
+func (a *Auth) leave() {
+	<-a.slots
+	<-a.queue
 }
 
 // Login checks a password and begins a family. device binds its tokens.
@@ -234,7 +252,7 @@ func (a *Auth) password(ctx context.Context, user im.UserID, password, addr stri
 	// Failures that arrived together are counted one by one: look again in turn.
 	wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now))
 	ok := wait <= 0 && len(password) <= MaxPassword && verifyPassword(hash, password)
-	<-a.slots
+	a.leave()
 	switch {
 	case wait > 0:
 		return store.User{}, tooManyErr(wait)

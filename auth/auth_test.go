@@ -458,3 +458,32 @@ func BenchmarkConnect(b *testing.B) {
 		}
 	})
 }
+
+// When more log in than can be served, those that come last are told at once, and
+// there is room again when the others are done.
+func TestTooManyLoginsAtOnceAreRefused(t *testing.T) {
+	d := newDesk(t)
+	for range cap(d.queue) {
+		d.queue <- struct{}{}
+	}
+	_, err := d.Login(ctx, "alice", "correct-horse", "", "10.0.0.1")
+	d.want(im.Unavailable, err, "with a full queue")
+	if _, err := d.Register(ctx, "bob", "correct-horse", ""); !im.Is(err, im.Unavailable) {
+		t.Errorf("registering with a full queue: %v", err)
+	}
+	for range cap(d.queue) {
+		<-d.queue
+	}
+	d.login()
+	// Who gives up waiting leaves no trace.
+	for range cap(d.slots) {
+		d.slots <- struct{}{}
+	}
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err = d.Login(gone, "alice", "correct-horse", "", "10.0.0.1")
+	d.want(im.Unavailable, err, "with nobody to serve it")
+	if n := len(d.queue); n != 0 {
+		t.Errorf("%d are still waiting", n)
+	}
+}

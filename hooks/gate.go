@@ -28,9 +28,9 @@ type Auth interface {
 	StillValid(id auth.Identity) bool
 }
 
-// RPC runs an operation for a caller. Met by the HTTP face.
+// RPC runs an operation for a caller at an address. Met by the HTTP face.
 type RPC interface {
-	Call(ctx context.Context, id auth.Identity, device im.DeviceID, op string, params []byte) ([]byte, error)
+	Call(ctx context.Context, id auth.Identity, device im.DeviceID, addr, op string, params []byte) ([]byte, error)
 }
 
 // Limiter decides whether a user may publish now. Met by the app.

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -42,7 +41,8 @@ func (a *API) authOperations(book huma.API) {
 	define(a, book, operation{
 		id: "auth.refresh", method: http.MethodPost, path: "/v1/refresh", tag: tag, public: true, refusals: denied,
 		summary: "Get new tokens for a refresh token",
-		detail:  "A refresh token works once. Using one again is taken for theft: all tokens of that login are revoked.",
+		detail: "A refresh token works once. Within 10 seconds it may be used again, for the case that the first answer was lost; " +
+			"later that is taken for theft, and all tokens of that login are revoked.",
 	}, a.refresh)
 
 	define(a, book, operation{
@@ -124,7 +124,7 @@ func (a *API) meOperations(book huma.API) {
 	define(a, book, operation{
 		id: "me.password", method: http.MethodPost, path: "/v1/me/password", tag: tag,
 		summary:  "Change one's password",
-		detail:   "Revokes all other tokens and disconnects what was connected with them or with the old password.",
+		detail:   "Revokes all tokens, the caller's too, and disconnects what was connected with them or with the old password.",
 		refusals: map[int]string{401: "`unauthorized`: the old password is wrong, or the token is."},
 	}, a.changePassword)
 }
@@ -180,14 +180,28 @@ func (a *API) changePassword(ctx context.Context, c Caller, in *passwordInput) (
 func profileOf(u store.User) profile { return profile{User: u.ID, Name: u.Name} }
 
 func (a *API) findUsers(ctx context.Context, _ Caller, in *searchInput) (*reply[[]profile], error) {
-	us, err := a.opt.Accounts.FindUsers(ctx, in.Q, in.After, in.Limit)
-	us = slices.DeleteFunc(us, func(u store.User) bool { return u.Disabled })
-	return answerList(convert(us, profileOf), err)
+	var out []store.User
+	for after := in.After; ; {
+		us, err := a.opt.Accounts.FindUsers(ctx, in.Q, after, in.Limit)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range us {
+			if !u.Disabled && len(out) < in.Limit {
+				out = append(out, u)
+			}
+		}
+		// A page that is short is the last one: disabled accounts must not make one.
+		if len(us) < in.Limit || len(out) == in.Limit {
+			return answerList(convert(out, profileOf), nil)
+		}
+		after = us[len(us)-1].ID
+	}
 }
 
 func (a *API) showUser(ctx context.Context, _ Caller, in *UserPath) (*reply[profile], error) {
 	u, err := a.opt.Accounts.User(ctx, in.User)
-	if im.Is(err, im.NotFound) {
+	if im.Is(err, im.NotFound) || (err == nil && u.Disabled) {
 		return nil, im.Refuse(im.NotFound, "user_not_found", "there is no such user")
 	}
 	return answerWith(profileOf(u), err)

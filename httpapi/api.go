@@ -66,7 +66,7 @@ type Options struct {
 	TrustedProxies []netip.Prefix
 
 	// Operator reports whether a bearer is that of the commands on this machine,
-	// which may do what an admin may; nil: there is none.
+	// which may call the admin operations and no others; nil: there is none.
 	Operator func(r *http.Request, token string) bool
 
 	// Push rings phones; nil: nobody is rung here.
@@ -91,6 +91,7 @@ type Caller struct {
 	Role     string      // "" or "admin"
 	Device   im.DeviceID // "" where the caller is on none (a plain HTTP login)
 	Identity auth.Identity
+	Addr     netip.Addr // where an RPC comes from; tries of a password are counted by it
 }
 
 // huma compares field names without regard to case unless this switch, which is

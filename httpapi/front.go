@@ -15,9 +15,9 @@ import (
 // huma's handlers receive nothing else.
 type exchange struct {
 	caller Caller
-	addr   netip.Addr // the zero Addr for RPC
-	rpc    bool       // came by Call: caller is already known
-	op     string     // operation id, once one was found
+	addr   netip.Addr
+	rpc    bool   // came by Call: caller is already known
+	op     string // operation id, once one was found
 }
 
 type exchangeKey struct{}

@@ -35,7 +35,7 @@ func (a *API) Call(ctx context.Context, caller Caller, op string, params []byte)
 	case len(params) > a.opt.MaxBody:
 		return nil, im.Refuse(im.TooLarge, codeTooLarge, "parameters may have %d bytes", a.opt.MaxBody)
 	}
-	x := &exchange{caller: caller, rpc: true, op: o.id}
+	x := &exchange{caller: caller, addr: caller.Addr, rpc: true, op: o.id}
 	r, err := o.request(context.WithValue(ctx, exchangeKey{}, x), params)
 	if err != nil {
 		return nil, err
