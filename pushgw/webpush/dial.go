@@ -11,6 +11,11 @@ import (
 
 var errPrivate = errors.New("the push service has an address in a private or reserved network")
 
+// global is what IANA has given out of IPv6 for the internet. All the rest is not:
+// what wraps an IPv4 address (::/96, ::ffff:0:0:0/96, NAT64), local networks, and
+// what has no use yet.
+var global = netip.MustParsePrefix("2000::/3")
+
 // reserved are the networks that no push service is in, beside those that
 // net/netip knows (IANA's special-purpose registries).
 var reserved = []netip.Prefix{
@@ -23,20 +28,19 @@ var reserved = []netip.Prefix{
 	netip.MustParsePrefix("198.51.100.0/24"),
 	netip.MustParsePrefix("203.0.113.0/24"),
 	netip.MustParsePrefix("240.0.0.0/4"),
-	netip.MustParsePrefix("64:ff9b::/96"),   // NAT64: any IPv4 address inside
-	netip.MustParsePrefix("64:ff9b:1::/48"), // the same, local
-	netip.MustParsePrefix("100::/64"),
 	netip.MustParsePrefix("2001::/23"), // Teredo, ORCHID
 	netip.MustParsePrefix("2001:db8::/32"),
 	netip.MustParsePrefix("2002::/16"), // 6to4: any IPv4 address inside
 	netip.MustParsePrefix("3fff::/20"),
-	netip.MustParsePrefix("fec0::/10"),
 }
 
 // public says whether an address is in the public internet.
 func public(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
 	if !a.IsGlobalUnicast() || a.IsPrivate() {
+		return false
+	}
+	if a.Is6() && !global.Contains(a) {
 		return false
 	}
 	for _, p := range reserved {
