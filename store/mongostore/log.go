@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -48,6 +49,7 @@ func messageID(conv im.ConvID, seq im.Seq) string { return fmt.Sprintf("%s %016x
 func idKey(id string) string        { return ":" + id }
 func placeKey(id string) string     { return "#" + id }
 func receiptKey(n string) string    { return "2" + n }
+func isReceiptKey(k string) bool    { return strings.HasPrefix(k, "2") }
 func txKey(tx string, i int) string { return fmt.Sprintf("t%s/%d", tx, i) }
 
 func hasDedupe(e *im.Entry) bool { return e.ID != "" && e.Op != im.OpEvent && e.Op != im.OpPublish }

@@ -15,12 +15,12 @@ import (
 // receipt stands for a QoS 2 publish that was not yet released. It is written
 // before the message, and the message carries its key: if the process dies
 // between the two, the same publish comes again, finds the receipt and appends
-// the message under the same key, once.
+// the message under the same key, once. Another publish takes the receipt over.
 type receipt struct {
-	ID   string `bson:"_id"` // deviceID and the packet id
-	User string `bson:"u"`   // the shard key
-	Conv string `bson:"c,omitempty"`
-	Key  string `bson:"k,omitempty"` // of the message; "" when there is none, or when it was loaded:
+	ID   string `bson:"_id"`         // deviceID and the packet id
+	User string `bson:"u"`           // the shard key
+	Conv string `bson:"c,omitempty"` // "": there is no message
+	Key  string `bson:"k,omitempty"` // of the message, or only of the receipt; "" when it was loaded:
 	Seq  int64  `bson:"s,omitempty"` // of a loaded receipt
 	TS   int64  `bson:"t,omitempty"`
 }
@@ -53,14 +53,14 @@ func (x *writer) sides(ctx context.Context, batch []job) error {
 			continue
 		}
 		r := receipt{ID: receiptID(im.DeviceKey{User: j.Entry.From, Device: j.Entry.Device}, j.Packet), User: string(j.Entry.From)}
-		if !j.NoEntry {
-			if j.key == "" && hasDedupe(&j.Entry) {
-				j.key = idKey(j.Entry.ID)
-			}
-			if j.key == "" {
-				j.key = receiptKey(bson.NewObjectID().Hex())
-			}
-			r.Conv, r.Key = string(j.Entry.Conv), j.key
+		if j.key == "" && !j.NoEntry && hasDedupe(&j.Entry) {
+			j.key = idKey(j.Entry.ID)
+		}
+		if j.key == "" {
+			j.key = receiptKey(bson.NewObjectID().Hex())
+		}
+		if r.Key = j.key; !j.NoEntry {
+			r.Conv = string(j.Entry.Conv)
 		}
 		receipts, of = append(receipts, r), append(of, j)
 	}
@@ -86,27 +86,24 @@ func (x *writer) sides(ctx context.Context, batch []job) error {
 func (x *writer) receipts(ctx context.Context, rs []receipt, of []*job) error {
 	// One batch may hold the same publish twice.
 	first := make(map[string]*job, len(rs))
+	again := map[*job]*job{}
 	fresh := rs[:0:0]
 	for i := range rs {
 		if j := first[rs[i].ID]; j != nil {
-			of[i].key, of[i].dup = j.key, j.NoEntry
+			again[of[i]] = j
 			continue
 		}
 		first[rs[i].ID] = of[i]
 		fresh = append(fresh, rs[i])
 	}
-	known := map[string]bool{} // there already, or put there by a try whose answer was lost
-	ids := make([]string, len(fresh))
-	for i := range fresh {
-		ids[i] = fresh[i].ID
-	}
+	known := map[int]bool{} // there already, or put there by a try whose answer was lost
 	err := x.s.retry(ctx, "receipts", func(ctx context.Context) error {
 		_, err := x.s.receipts.InsertMany(ctx, fresh, options.InsertMany().SetOrdered(false))
 		var be mongo.BulkWriteException
 		if errors.As(err, &be) {
 			for _, we := range be.WriteErrors {
-				if mongo.IsDuplicateKeyError(we.WriteError) && we.Index < len(ids) {
-					known[ids[we.Index]] = true
+				if mongo.IsDuplicateKeyError(we.WriteError) {
+					known[we.Index] = true
 				}
 			}
 		}
@@ -115,34 +112,65 @@ func (x *writer) receipts(ctx context.Context, rs []receipt, of []*job) error {
 		}
 		return err
 	})
-	if err != nil || len(known) == 0 {
-		return err
-	}
-	old, err := read[receipt](ctx, x.s, "receipts", x.s.receipts, in(ids))
 	if err != nil {
 		return err
 	}
-	for _, r := range old {
-		j := first[r.ID]
-		if !known[r.ID] || (r.Key == j.key && !j.NoEntry) {
-			continue // our own
+	for i := range known {
+		if err := x.received(ctx, &fresh[i], first[fresh[i].ID]); err != nil {
+			return err
 		}
-		if j.NoEntry {
-			j.dup = true
-			continue
-		}
-		m, found, err := x.s.receiptOf(ctx, &r)
+	}
+	for j, before := range again {
+		j.key, j.dup = before.key, before.dup || before.NoEntry
+		j.Entry.Seq, j.Entry.TS = before.Entry.Seq, before.Entry.TS
+	}
+	return nil
+}
+
+// received is for a publish whose packet id has a receipt already: it is a
+// duplicate if that one's message is in the log. If it is not, the process died
+// before, and this publish is the first, under the key of the receipt if it may
+// be the same one: two with ids of their own, to two conversations, or with and
+// without an entry are not.
+func (x *writer) received(ctx context.Context, mine *receipt, j *job) error {
+	for {
+		r, found, err := one[receipt](ctx, x.s, "receipts", x.s.receipts, mine.where())
 		if err != nil {
 			return err
 		}
 		if found {
-			j.dup, j.Entry.Seq, j.Entry.TS = true, im.Seq(m.Seq), m.TS
-		} else if r.Conv == string(j.Entry.Conv) {
-			j.key = r.Key // its message was never written: now it is
+			if r.Key == mine.Key && r.Conv == mine.Conv {
+				return nil // our own
+			}
+			m, written, err := x.s.receiptOf(ctx, &r)
+			if err != nil {
+				return err
+			}
+			if written {
+				j.dup, j.Entry.Seq, j.Entry.TS = true, im.Seq(m.Seq), m.TS
+				return nil
+			}
+			if r.Conv == mine.Conv && isReceiptKey(r.Key) && isReceiptKey(mine.Key) {
+				j.key = r.Key
+				return nil
+			}
+		}
+		// It is ours now, unless somebody comes between: reading it again tells.
+		err = x.s.retry(ctx, "receipts", func(ctx context.Context) error {
+			_, err := x.s.receipts.ReplaceOne(ctx, append(mine.where(), bson.E{Key: "k", Value: r.Key}), mine, options.Replace().SetUpsert(true))
+			if mongo.IsDuplicateKeyError(err) {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
-	return nil
 }
+
+// where selects the receipt, with its shard key.
+func (r *receipt) where() bson.D { return append(byID(r.ID), bson.E{Key: "u", Value: r.User}) }
 
 // intents writes down which entries are to be emptied, before the entries that
 // say so are in the log: a transaction that is committed from the start.
@@ -203,9 +231,10 @@ func (s *Store) empty(ctx context.Context, conv im.ConvID, seqs []int64) error {
 	})
 }
 
-// receiptOf is seq and time of the message that r stands for.
+// receiptOf is seq and time of the message that r stands for, 0 if it is one of
+// a publish without; false if the message is not in the log.
 func (s *Store) receiptOf(ctx context.Context, r *receipt) (message, bool, error) {
-	if r.Seq > 0 {
+	if r.Seq > 0 || r.Conv == "" {
 		return message{Seq: r.Seq, TS: r.TS}, true, nil
 	}
 	return s.byKey(ctx, im.ConvID(r.Conv), r.User, r.Key)
@@ -221,9 +250,6 @@ func (s *Store) Receipt(ctx context.Context, k im.DeviceKey, packet uint16) (sto
 		return store.Receipt{}, err
 	}
 	out := store.Receipt{Packet: packet, Conv: im.ConvID(r.Conv)}
-	if r.Conv == "" {
-		return out, nil
-	}
 	m, found, err := s.receiptOf(ctx, &r)
 	if err == nil && !found { // the process died before the message was in
 		err = notFound("receipt")

@@ -38,6 +38,7 @@ func Run(t *testing.T, f Factory) {
 		{"an id is appended once per sender and conversation", testDedupe},
 		{"the same id at once makes one entry", testDedupeRace},
 		{"a QoS 2 receipt stands with its entry until released", testReceipts},
+		{"a QoS 2 packet id stands for one publish, whatever comes under it", testReceiptsReused},
 		{"ranges stop at limit and bytes", testRange},
 		{"pages backward", testBefore},
 		{"heads are in the order asked", testHeads},
@@ -265,6 +266,37 @@ func testDedupeRace(t *testing.T, s store.Store) {
 	}
 	if fresh != 1 || len(all(t, s, dm)) != 1 {
 		t.Errorf("%d fresh, %d entries", fresh, len(all(t, s, dm)))
+	}
+}
+
+// testReceiptsReused: until it is released a packet id means the publish that
+// came first, in another conversation, without an entry, and twice at once as well.
+func testReceiptsReused(t *testing.T, s store.Store) {
+	other := im.GroupConv("elsewhere")
+	mk := func(conv im.ConvID, packet uint16) *store.Append {
+		a := entry(conv, "alice", "x")
+		a.Packet = packet
+		return a
+	}
+	none := func(packet uint16) *store.Append {
+		return &store.Append{NoEntry: true, Packet: packet, Entry: im.Entry{From: "alice", Device: "phone"}}
+	}
+	appendAll(t, s, mk(dm, 1))
+	appendAll(t, s, none(2))
+	for _, packet := range []uint16{1, 2} {
+		seq := im.Seq(2 - packet) // there is none without an entry
+		for round := range 2 {
+			as := []*store.Append{mk(other, packet), mk(dm, packet), mk(dm, packet), none(packet)}
+			appendAll(t, s, as...)
+			for i, a := range as {
+				if !a.Dup || a.Entry.Seq != seq {
+					t.Errorf("packet %d, round %d, publish %d: dup %v, seq %d; want %d", packet, round, i, a.Dup, a.Entry.Seq, seq)
+				}
+			}
+		}
+	}
+	if n, m := len(all(t, s, dm)), len(all(t, s, other)); n != 1 || m != 0 {
+		t.Errorf("%d and %d entries", n, m)
 	}
 }
 
