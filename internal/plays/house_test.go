@@ -39,12 +39,12 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "build the server: %v\n%s", err, out)
 			return 1
 		}
-		defer func() {
-			if mongo.srv != nil {
-				mongo.srv.Close()
-			}
-		}()
-		return m.Run()
+		code := m.Run()
+		if mongo.srv != nil {
+			mongo.srv.Close()
+			code = max(code, mongo.srv.Verdict())
+		}
+		return code
 	}())
 }
 

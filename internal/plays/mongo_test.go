@@ -186,11 +186,7 @@ func TestAnInterruptedImport(t *testing.T) {
 // TestMongoDBGoesAway: publishes are not acknowledged, readiness says why, and all
 // comes back by itself.
 func TestMongoDBGoesAway(t *testing.T) {
-	srv, err := mongotest.Start() // its own: it goes down
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(srv.Close)
+	srv := mongotest.StartFor(t) // its own: it goes down
 	h := Open(t, "--limits.off=true", "--store.timeout=2s", "--store.uri="+srv.Database(t))
 	alice, bob := h.Person("alice"), h.Person("bob")
 	h.Friends(alice, bob)

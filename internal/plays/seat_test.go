@@ -229,11 +229,7 @@ func seqIn(pk packets.Packet) (seq uint64) {
 // TestAServerThatCannotRenewComesBack: it is cut off from its seat only; it
 // acknowledges nothing, says why, and goes on by itself.
 func TestAServerThatCannotRenewComesBack(t *testing.T) {
-	srv, err := mongotest.Start() // its own: faults are made
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(srv.Close)
+	srv := mongotest.StartFor(t) // its own: faults are made
 	h := Open(t, "--limits.off=true", "--store.seat=2s", "--store.uri="+srv.Database(t))
 	alice, bob := h.Person("alice"), h.Person("bob")
 	h.Friends(alice, bob)

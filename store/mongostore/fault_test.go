@@ -124,7 +124,7 @@ func randomFaults(rng *rand.Rand, n int) func(mongotest.Command) mongotest.Fault
 		if rng.IntN(n) != 0 {
 			return mongotest.Fault{}
 		}
-		switch rng.IntN(6) {
+		switch rng.IntN(8) {
 		case 0:
 			return mongotest.Fault{Do: mongotest.LoseReply}
 		case 1:
@@ -133,6 +133,10 @@ func randomFaults(rng *rand.Rand, n int) func(mongotest.Command) mongotest.Fault
 			return mongotest.Fault{Do: mongotest.Drop}
 		case 3:
 			return mongotest.Fault{Do: mongotest.Refuse, Code: []int{11600, 91, 189, 10107}[rng.IntN(4)]}
+		case 5:
+			return mongotest.Fault{Do: mongotest.Unsure, Code: []int{64, 91, 189, 100}[rng.IntN(4)]}
+		case 6:
+			return mongotest.Fault{Do: mongotest.Refuse, Code: []int{112, 43, 202, 262, 11602}[rng.IntN(5)]}
 		case 4:
 			return mongotest.Fault{Do: mongotest.Late, Delay: time.Duration(rng.IntN(60)) * time.Millisecond}
 		}
@@ -148,18 +152,52 @@ func TestFaults(t *testing.T) {
 		n = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed %d", n)
+	underFaults(t, 16, 12, randomFaults(rand.New(rand.NewPCG(n, 1)), 8))
+}
+
+// TestEachFault does the same with one way to fail at a time.
+func TestEachFault(t *testing.T) {
+	for name, f := range map[string]mongotest.Fault{
+		"the reply is lost":               {Do: mongotest.LoseReply},
+		"cut in the middle of a batch":    {Do: mongotest.CutBatch},
+		"the connection is reset before":  {Do: mongotest.Drop},
+		"stepped down":                    {Do: mongotest.Refuse, Code: 189},
+		"a write conflict":                {Do: mongotest.RefuseWrite, Code: 112},
+		"late, and the connection is off": {Do: mongotest.Late, Delay: 20 * time.Millisecond},
+		"slow":                            {Do: mongotest.Slow, Delay: 20 * time.Millisecond},
+		"no majority in time":             {Do: mongotest.Unsure, Code: 64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var n atomic.Int64
+			underFaults(t, 6, 3, func(c mongotest.Command) mongotest.Fault {
+				if writes := c.Name == "insert" || c.Name == "update" || c.Name == "delete"; f.Do == mongotest.RefuseWrite && !writes {
+					return mongotest.Fault{} // only they have such an answer
+				}
+				if n.Add(1)%5 != 0 {
+					return mongotest.Fault{}
+				}
+				return f
+			})
+		})
+	}
+}
+
+// underFaults writes from two stores at once, by ids and by QoS 2 packet ids,
+// while fn makes commands fail, and holds what is there against what was said.
+func underFaults(t *testing.T, people, each int, fn func(mongotest.Command) mongotest.Fault) {
+	t.Helper()
 	uri := server.Database(t)
 	a, b := open(t, uri, Options{}), open(t, uri, Options{})
 	defer func() { _, _ = a.Close(), b.Close() }()
-	inject(t, uri, randomFaults(rand.New(rand.NewPCG(n, 1)), 8))
+	inject(t, uri, fn)
 	convs := []im.ConvID{"g/ids", "g/packets"}
 	ledgers := []*ledger{newLedger(), newLedger()}
 	var wg sync.WaitGroup
-	for w := range 16 {
+	for w := range people {
 		wg.Go(func() {
 			s := []*Store{a, b}[w%2]
 			from := im.UserID(fmt.Sprint("u", w))
-			for i := range 12 {
+			for i := range each {
 				c := w / 2 % 2
 				body := fmt.Sprint(from, "-", i)
 				packet := uint16(0)

@@ -52,6 +52,7 @@ type Options struct {
 	Lease         time.Duration // for how long a writer says it may write to a conversation; default 30 s
 	Skew          time.Duration // by how much the clocks of two processes may differ; default 10 s
 	Seat          time.Duration // how long a holder of the seat may be silent before it is taken from it; default 10 s
+	Migration     time.Duration // how long a process that migrates the schema may be silent before another does it; default 1 min
 	Now           func() time.Time
 	Log           *slog.Logger
 	Events        Events
@@ -146,6 +147,9 @@ func setDefaults(o *Options) {
 	if o.Seat == 0 {
 		o.Seat = DefaultSeat
 	}
+	if o.Migration == 0 {
+		o.Migration = time.Minute
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -154,14 +158,13 @@ func setDefaults(o *Options) {
 	}
 }
 
-// connect makes the client. What the promises rest on is set after the URI, so
-// that the URI cannot weaken it.
-func (s *Store) connect(uri string) error {
+// clientOptions is what the client of uri is made with. What the promises rest
+// on is set after the URI, so that the URI cannot weaken it.
+func clientOptions(uri string, opt *Options) (*options.ClientOptions, *connstring.ConnString, error) {
 	cs, err := connstring.ParseAndValidate(uri)
 	if err != nil {
-		return im.Refuse(im.Invalid, "store_uri", "store.uri is not a MongoDB connection string: %s", secretPart.ReplaceAllString(err.Error(), "//…@"))
+		return nil, nil, im.Refuse(im.Invalid, "store_uri", "store.uri is not a MongoDB connection string: %s", secretPart.ReplaceAllString(err.Error(), "//…@"))
 	}
-	s.uri = cs
 	journal := true
 	o := options.Client().ApplyURI(uri).
 		SetServerAPIOptions(options.ServerAPI(options.ServerAPIVersion1).SetStrict(true).SetDeprecationErrors(true)).
@@ -170,13 +173,21 @@ func (s *Store) connect(uri string) error {
 		SetReadPreference(readpref.Primary()).
 		SetRetryWrites(true).SetRetryReads(true).
 		SetAppName("parley").
-		SetTimeout(s.opt.Timeout).
-		SetServerSelectionTimeout(min(s.opt.Timeout, 5*time.Second)).
-		SetMonitor(s.commandMonitor()).SetPoolMonitor(s.poolMonitor())
+		SetTimeout(opt.Timeout).
+		SetServerSelectionTimeout(min(opt.Timeout, 5*time.Second))
 	if cs.MaxPoolSize == 0 {
-		o.SetMaxPoolSize(uint64(s.opt.Parallel) + 36) // writers, and readers beside them
+		o.SetMaxPoolSize(uint64(opt.Parallel) + 36) // writers, and readers beside them
 	}
-	if s.client, err = mongo.Connect(o); err != nil {
+	return o, cs, nil
+}
+
+func (s *Store) connect(uri string) error {
+	o, cs, err := clientOptions(uri, &s.opt)
+	if err != nil {
+		return err
+	}
+	s.uri = cs
+	if s.client, err = mongo.Connect(o.SetMonitor(s.commandMonitor()).SetPoolMonitor(s.poolMonitor())); err != nil {
 		return im.E(im.Unavailable, "mongostore.connect", err)
 	}
 	name := cs.Database
@@ -398,10 +409,20 @@ func transient(err error) bool {
 	return errors.As(err, new(topology.ServerSelectionError)) || errors.As(err, new(topology.ConnectionError))
 }
 
-// transientCodes are server errors that pass: shutdown, elections, lost primaries,
-// and a write concern that was not met in time. (MongoDB: Error Codes; the
-// retryable ones of the Retryable Writes specification and 64.)
-var transientCodes = []int{6, 7, 64, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 46, 50}
+// transientCodes are server errors after which the same command may do: the
+// server did not do it or nobody knows, and what made it so passes. (MongoDB:
+// Error Codes, src/mongo/base/error_codes.yml; the Retryable Writes and Retryable
+// Reads specifications.) All others are definite.
+var transientCodes = []int{
+	6, 7, 89, 202, 407, 9001, // a node or shard was not reached, or not in time
+	91, 133, 189, 216, 10058, 10107, 11600, 11602, 13435, 13436, // shutdown, an election, no primary
+	50, 262, 11601, // it took too long, or an operator killed it
+	64, 134, // a majority has not got it yet
+	24, 46, 112, 117, 314, 365, 402, 412, 433, 449, // in the way of others, or too much at once
+	43, 175, 237, // a cursor or plan ended early
+	150, 246, 249, 13388, // a shard, or the router, knows an old distribution
+	217, 225, 228, // whether the first try of a retryable write was done is not known any more
+}
 
 // retry runs an idempotent write until it is done, its error does not pass,
 // Timeout is over (then Unavailable), or another process may have the seat.

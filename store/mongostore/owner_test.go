@@ -1,11 +1,13 @@
 package mongostore
 
 import (
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 	"github.com/parley-im/parley/store/mongostore/mongotest"
 )
 
@@ -96,4 +98,44 @@ func TestAFirstMessageIsThreeCommands(t *testing.T) {
 			t.Errorf("%d commands after message %d, want %d", got, i+1, want)
 		}
 	}
+}
+
+// The clocks of all jump a day ahead and back while two write: no time goes back,
+// nothing is doubled, and what came before a jump is known after it.
+func TestClocksJump(t *testing.T) {
+	uri := server.Database(t)
+	o, move := movable()
+	a, b := open(t, uri, o), open(t, uri, o)
+	defer func() { _, _ = a.Close(), b.Close() }()
+	l := newLedger()
+	const day = 24 * time.Hour
+	for i, jump := range []time.Duration{0, day, -day, -day, day, 0, 5 * day, -5 * day} {
+		move(jump)
+		for k, s := range []*Store{a, b} {
+			id := fmt.Sprint(i, "-", k)
+			if !l.write(s, "g/a", "alice", id, true, 0, 1) || !l.write(s, "g/q", "alice", id, false, uint16(2*i+k+1), 1) {
+				t.Fatalf("%s is not acknowledged", id)
+			}
+		}
+		for body, seq := range l.acked {
+			for conv, packet := range map[im.ConvID]uint16{"g/a": 0, "g/q": packetOfBody(body)} {
+				again := &store.Append{Packet: packet, Entry: im.Entry{Conv: conv, From: "alice", Device: "phone", Body: []byte(body)}}
+				if packet == 0 {
+					again.Entry.ID = body
+				}
+				appended(b, again)
+				if again.Err != nil || !again.Dup || again.Entry.Seq != seq {
+					t.Fatalf("%s in %s after jump %d: %v, dup %v, seq %d, want %d", body, conv, i, again.Err, again.Dup, again.Entry.Seq, seq)
+				}
+			}
+		}
+	}
+	l.check(t, a, "g/a", true)
+	l.check(t, b, "g/q", true)
+}
+
+func packetOfBody(body string) uint16 {
+	var i, k int
+	_, _ = fmt.Sscanf(body, "%d-%d", &i, &k)
+	return uint16(2*i + k + 1)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -54,7 +55,7 @@ type schemaDoc struct {
 // lease; the others wait. Every step may be done again.
 func (s *Store) migrate(ctx context.Context) error {
 	me := bson.NewObjectID().Hex()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(2 * s.opt.Migration) // longer than a dead one's lease
 	for {
 		var doc schemaDoc
 		doc, found, err := one[schemaDoc](ctx, s, "schema", s.meta, byID("schema"))
@@ -78,7 +79,7 @@ func (s *Store) migrate(ctx context.Context) error {
 			break
 		}
 		if time.Now().After(deadline) {
-			return im.Refuse(im.Unavailable, "store_migrating", "another process has been migrating the database for a minute: see what it does, or wait")
+			return im.Refuse(im.Unavailable, "store_migrating", "another process has been migrating the database for %s: see what it does, or wait", 2*s.opt.Migration)
 		}
 		select {
 		case <-time.After(200 * time.Millisecond):
@@ -86,20 +87,75 @@ func (s *Store) migrate(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+	ctx, lose := context.WithCancelCause(ctx)
+	defer lose(nil)
+	var keeper sync.WaitGroup
+	defer keeper.Wait()
+	held, done := context.WithCancel(ctx)
+	defer done()
+	keeper.Go(func() { s.keepSchema(held, me, lose) })
 	if err := s.createIndexes(ctx); err != nil {
+		if why := context.Cause(ctx); why != nil {
+			return why
+		}
 		return err
 	}
-	return s.retry(ctx, "schema", func(ctx context.Context) error {
-		_, err := s.meta.UpdateOne(ctx, bson.D{{Key: "_id", Value: "schema"}, {Key: "by", Value: me}},
-			bson.D{{Key: "$set", Value: bson.D{{Key: "v", Value: schemaVersion}}}, {Key: "$unset", Value: bson.D{{Key: "by", Value: ""}, {Key: "until", Value: ""}}}})
+	last := bson.D{{Key: "$set", Value: bson.D{{Key: "v", Value: schemaVersion}}}, {Key: "$unset", Value: bson.D{{Key: "by", Value: ""}, {Key: "until", Value: ""}}}}
+	err := s.retry(ctx, "schema", func(ctx context.Context) error {
+		_, err := s.meta.UpdateOne(ctx, schemaOf(me), last)
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	// Not ours at that moment? Then it is said to be done only if another did it.
+	doc, _, err := one[schemaDoc](ctx, s, "schema", s.meta, byID("schema"))
+	if err == nil && doc.Version != schemaVersion {
+		err = schemaLost()
+	}
+	return err
+}
+
+func schemaOf(holder string) bson.D {
+	return bson.D{{Key: "_id", Value: "schema"}, {Key: "by", Value: holder}}
+}
+
+func schemaLost() error {
+	return im.Refuse(im.Unavailable, "store_migrating", "this process was silent for so long that another took the migration of the database over: start again")
+}
+
+// keepSchema renews the lease until ctx ends. It calls lose when the lease is
+// another's, or could not be renewed before it ended.
+func (s *Store) keepSchema(ctx context.Context, me string, lose func(error)) {
+	tick := time.NewTicker(s.opt.Migration / 6)
+	defer tick.Stop()
+	renewed := time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		before := time.Now()
+		try, done := context.WithTimeout(ctx, s.opt.Migration/6)
+		res, err := s.meta.UpdateOne(try, schemaOf(me), bson.D{{Key: "$set", Value: bson.D{{Key: "until", Value: s.opt.Now().Add(s.opt.Migration).UnixMilli()}}}})
+		done()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil && res.MatchedCount == 0, err != nil && time.Since(renewed) > s.opt.Migration/2:
+			lose(schemaLost())
+			return
+		case err == nil:
+			renewed = before
+		}
+	}
 }
 
 // holdSchema takes the lease for the migration.
 func (s *Store) holdSchema(ctx context.Context, me string, exists bool) (held bool, err error) {
 	now := s.opt.Now().UnixMilli()
-	until := now + time.Minute.Milliseconds()
+	until := now + s.opt.Migration.Milliseconds()
 	err = s.retry(ctx, "schema", func(ctx context.Context) error {
 		if !exists {
 			_, err := s.meta.InsertOne(ctx, schemaDoc{ID: "schema", Holder: me, Until: until})

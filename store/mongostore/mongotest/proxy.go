@@ -19,19 +19,21 @@ type Action uint8
 
 // The actions.
 const (
-	Pass      Action = iota
-	LoseReply        // the server executes it; the answer is lost with the connection
-	CutBatch         // an insert: the server gets the first half of the documents, then as LoseReply
-	Drop             // the server never gets it; the connection is lost
-	Refuse           // the server never gets it; the answer is error Code
-	Late             // the server gets it only after the connection is lost and Delay is over
-	Slow             // the answer comes after Delay
+	Pass        Action = iota
+	LoseReply          // the server executes it; the answer is lost with the connection
+	CutBatch           // an insert: the server gets the first half of the documents, then as LoseReply
+	Drop               // the server never gets it; the connection is lost
+	Refuse             // the server never gets it; the answer is error Code
+	Late               // the server gets it only after the connection is lost and Delay is over
+	Slow               // the answer comes after Delay
+	Unsure             // the server executes it; the answer has Code as its write concern error beside ok: 1
+	RefuseWrite        // the server never gets it; the answer is ok: 1 and has Code as the error of its first write
 )
 
 // Fault is an action and its details.
 type Fault struct {
 	Do    Action
-	Code  int // Refuse
+	Code  int // Refuse, Unsure, RefuseWrite
 	Delay time.Duration
 }
 
@@ -193,6 +195,9 @@ func (l *link) request() error {
 	if fn := l.p.faults.Load(); fn != nil {
 		fault = (*fn)(cmd)
 	}
+	if (fault.Do == Unsure || fault.Do == RefuseWrite) && !writes(cmd.Name) {
+		fault.Do = Pass // no server says so of a read
+	}
 	if fault.Do != Pass {
 		l.p.Faults.Add(1)
 	}
@@ -201,7 +206,11 @@ func (l *link) request() error {
 	case Drop:
 		return errCut
 	case Refuse:
-		_, err := l.client.Write(refusal(id, fault.Code))
+		_, err := l.client.Write(reply(id, append(refusal(fault.Code), bson.E{Key: "ok", Value: 0.0})))
+		return err
+	case RefuseWrite:
+		_, err := l.client.Write(reply(id, bson.D{{Key: "ok", Value: 1.0}, {Key: "n", Value: int32(0)},
+			{Key: "writeErrors", Value: bson.A{append(refusal(fault.Code), bson.E{Key: "index", Value: int32(0)})}}}))
 		return err
 	case Late:
 		server := l.p.server
@@ -273,6 +282,8 @@ func (l *link) replies() {
 				lose = true
 			case Slow:
 				l.p.wait(w.fault.Delay)
+			case Unsure:
+				msg = unsure(msg, to, w.fault.Code)
 			}
 		}
 		if !lose {
@@ -381,14 +392,28 @@ func half(msg []byte) []byte {
 	return out
 }
 
-// refusal is an OP_MSG reply with a server error.
-func refusal(to int32, code int) []byte {
-	doc, err := bson.Marshal(bson.D{{Key: "ok", Value: 0.0}, {Key: "code", Value: int32(code)}, {Key: "codeName", Value: "Injected"}, {Key: "errmsg", Value: "injected by the proxy"}})
-	if err != nil {
-		panic(err) // a fixed document
+// refusal is what a server says of an error.
+func refusal(code int) bson.D {
+	return bson.D{{Key: "code", Value: int32(code)}, {Key: "codeName", Value: "Injected"}, {Key: "errmsg", Value: "injected by the proxy"}}
+}
+
+// unsure adds a write concern error to a reply.
+func unsure(msg []byte, to int32, code int) []byte {
+	var doc bson.D
+	if len(msg) < 26 || bson.Unmarshal(msg[21:], &doc) != nil {
+		return msg
 	}
-	msg := make([]byte, 21, 21+len(doc))
-	msg = append(msg, doc...)
+	return reply(to, append(doc, bson.E{Key: "writeConcernError", Value: refusal(code)}))
+}
+
+// reply is an OP_MSG reply.
+func reply(to int32, doc bson.D) []byte {
+	raw, err := bson.Marshal(doc)
+	if err != nil {
+		panic(err) // documents of ours, or of a server
+	}
+	msg := make([]byte, 21, 21+len(raw))
+	msg = append(msg, raw...)
 	binary.LittleEndian.PutUint32(msg, uint32(len(msg)))
 	binary.LittleEndian.PutUint32(msg[8:], uint32(to))
 	binary.LittleEndian.PutUint32(msg[12:], opMsg)

@@ -85,11 +85,32 @@ func Main(m *testing.M, s **Server) int {
 	}
 	fmt.Println("mongotest: on", on)
 	code := m.Run()
-	for _, what := range srv.Proxy.Breaches() {
+	return max(code, srv.Verdict())
+}
+
+// Verdict prints the proxy's Breaches and returns an exit code: 1 if there are any.
+func (s *Server) Verdict() (code int) {
+	for _, what := range s.Proxy.Breaches() {
 		fmt.Println("mongotest: against the MongoDB manual:", what)
-		code = max(code, 1)
+		code = 1
 	}
 	return code
+}
+
+// StartFor starts a server for one test, which fails if there are Breaches.
+func StartFor(t testing.TB) *Server {
+	t.Helper()
+	s, err := Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Close()
+		if s.Verdict() != 0 {
+			t.Error("commands that MongoDB would refuse")
+		}
+	})
+	return s
 }
 
 // Start starts the server, or connects to the real one.
