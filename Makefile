@@ -34,7 +34,8 @@ bench-store: ## compare the engines; PARLEY_TEST_MONGODB_URI names a MongoDB, wi
 	$(GO) test ./store/pebblestore ./store/mongostore -run '^$$' -bench 'BenchmarkStore' -benchtime $${BENCHTIME:-500x}
 
 crash: build ## the faults of go test, many times: docs/reliability.md says what each does
-	$(GO) test ./internal/plays -run 'TestKill9$$|LosesNoBell' -kills 200 -timeout 60m -v
+	$(GO) test ./internal/plays -run 'TestKill9$$|TestKill9LosesNoBell' -kills 200 -timeout 60m -v
+	$(GO) test ./internal/plays -run 'OfPushWorkersLosesNoBell' -kills 60 -timeout 60m -v
 	$(GO) test ./store/pebblestore -run 'Everywhere|TestPowerLoss|TestDiskFaults|TheClockJumps' -points 1500 -timeout 60m -v
 	$(GO) test ./store/mongostore -run 'Faults|Dies|Writers|Away' -count 5 -timeout 60m -v
 	$(GO) test ./delivery -rapid.checks 20000 -timeout 60m

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/parley-im/parley/pushgw/pushtest"
+	"github.com/parley-im/parley/store/mongostore/mongotest"
 )
 
 // bellringer is a running parley push.
@@ -210,6 +212,66 @@ func TestWhereThereIsNothingForAPushWorker(t *testing.T) {
 		if err := cmd.Run(); err == nil || !strings.Contains(out.String(), tt.want) {
 			t.Errorf("%s: %v\n%s", why, err, out.String())
 		}
+	}
+}
+
+// TestPushWorkersWithoutMongoDB: a worker is not ready while MongoDB is away, and
+// rings by itself when it is back; with answers lost and commands that never
+// arrive or arrive late, every phone is rung, under one id for each message.
+func TestPushWorkersWithoutMongoDB(t *testing.T) {
+	t.Parallel()
+	srv, err := mongotest.Start() // its own: it goes down
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(srv.Close)
+	h, sim := ringing(t, pushtest.Options{}, "--store.uri="+srv.Database(t), "--push.run=workers", "--push.lease=3s", "--store.timeout=6s")
+	away := phonesAway(h, 4)
+	ws := []*bellringer{h.Bellringer(), h.Bellringer()}
+	away.write(4)
+	away.allRung(sim, 0)
+	srv.Proxy.Down()
+	if status, body := ws[0].get("/readyz"); status != 503 || !strings.Contains(body, "database") {
+		t.Errorf("/readyz: %d %s", status, body)
+	}
+	srv.Proxy.Up()
+	away.write(4)
+	away.allRung(sim, 0)
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) { // a poll of the condition
+		if status, body := ws[0].get("/readyz"); status == 200 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("not ready again: %s", body)
+		}
+	}
+
+	var mu sync.Mutex
+	dice := rand.New(rand.NewPCG(seeded(t), 5))
+	srv.Proxy.Inject(func(c mongotest.Command) mongotest.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		if (c.Collection != "tasks" && c.Collection != "notes") || dice.IntN(12) != 0 {
+			return mongotest.Fault{}
+		}
+		switch dice.IntN(3) {
+		case 0:
+			return mongotest.Fault{Do: mongotest.LoseReply}
+		case 1:
+			return mongotest.Fault{Do: mongotest.Drop}
+		}
+		return mongotest.Fault{Do: mongotest.Late, Delay: time.Duration(dice.IntN(60)) * time.Millisecond}
+	})
+	for range 4 {
+		away.write(6)
+	}
+	away.allRung(sim, 0)
+	if srv.Proxy.Faults.Load() == 0 {
+		t.Error("no fault was made")
+	}
+	t.Logf("%d faults", srv.Proxy.Faults.Load())
+	srv.Proxy.Inject(nil)
+	for _, w := range ws {
+		w.Stop()
 	}
 }
 
