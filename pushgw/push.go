@@ -80,7 +80,7 @@ type Result struct {
 	Device bool
 	// Since, with Gone: the address is dead since then; zero: whenever it was registered.
 	Since time.Time
-	// Environment, with Sent, is where APNs knew the token, if that was not known.
+	// Environment, with Sent, is where APNs knew the token, if the address did not say so.
 	Environment string
 	Err         error // the cause, for the log; it holds no token and no text
 }

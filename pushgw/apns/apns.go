@@ -2,6 +2,7 @@ package apns
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -185,8 +186,8 @@ func (s *Sender) Reload(k Key) error {
 }
 
 // Send makes one attempt: one request, a second one where a token has to be
-// renewed, and one more to the other environment where the device's is not known
-// and it is not in the first.
+// renewed, and one more to the other environment where the device is not in the one
+// it is said to be in: apps name the wrong one when a build changes its signature.
 func (s *Sender) Send(ctx context.Context, p *pushgw.Push) pushgw.Result {
 	s.closing.RLock()
 	defer s.closing.RUnlock()
@@ -199,18 +200,20 @@ func (s *Sender) Send(ctx context.Context, p *pushgw.Push) pushgw.Result {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	if p.To.Environment != "" {
-		if s.environments[p.To.Environment] == nil {
-			return *rejected("unknown environment")
-		}
-		return s.attempt(ctx, p.To.Environment, n)
+	first := cmp.Or(p.To.Environment, s.cfg.Environment)
+	if s.environments[first] == nil {
+		return *rejected("unknown environment")
 	}
-	return s.search(ctx, n)
+	r := s.search(ctx, first, n)
+	if r.Environment == p.To.Environment {
+		r.Environment = "" // nothing new
+	}
+	return r
 }
 
 // search tries both environments.
-func (s *Sender) search(ctx context.Context, n *apns2.Notification) pushgw.Result {
-	first, second := s.cfg.Environment, Sandbox
+func (s *Sender) search(ctx context.Context, first string, n *apns2.Notification) pushgw.Result {
+	second := Sandbox
 	if first == Sandbox {
 		second = Production
 	}
