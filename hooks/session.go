@@ -169,13 +169,15 @@ func (s *session) take(p *broker.Publish, a *accept) error {
 		s.settle() // as above: a watermark is cut at the head
 		return s.read(p, a, t)
 	}
-	s.Flush() // these act at once, after what was sent before
 	switch t.Verb {
-	case im.VerbTyping, im.VerbSignal:
-		return s.whisper(p, a, t)
 	case im.VerbRPC:
+		s.settle() // as above: it may ask for the history
 		return s.rpc(p, a, t)
+	case im.VerbTyping, im.VerbSignal:
+		s.Flush() // these act at once, after what was sent before
+		return s.whisper(p, a, t)
 	}
+	s.Flush()
 	return s.state(p, a)
 }
 

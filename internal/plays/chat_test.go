@@ -226,6 +226,17 @@ func TestRequests(t *testing.T) {
 	if code := a.Call("friends.add", `{"user":"carol","nonsense":1}`, nil); code == "" {
 		t.Error("an unknown parameter was accepted")
 	}
+	// A request sees what was published before it on the same connection.
+	for i := range 20 {
+		a.Post(message{topic: "dm/bob", body: fmt.Sprint("note ", i), qos: 1, id: uint16(100 + i)})
+		var history struct{ Messages []struct{ Text string } }
+		if code := a.Call("conversations.history", `{"kind":"dm","id":"bob"}`, &history); code != "" {
+			t.Fatal(code)
+		}
+		if n := len(history.Messages); n != i+1 || history.Messages[n-1].Text != fmt.Sprint("note ", i) {
+			t.Fatalf("after %d messages the history is %v", i+1, history.Messages)
+		}
+	}
 	old := alice.Connect("old", v311)
 	old.Post(message{topic: "rpc/friends.list/1", body: "", qos: 0})
 	if g := old.Await("re/1"); !strings.Contains(g.Body, `"user":"bob"`) {
