@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/parley-im/parley/httpapi"
 	"github.com/parley-im/parley/im"
@@ -111,6 +112,8 @@ func (a *App) serveBackup(w http.ResponseWriter, r *http.Request) {
 		Dir string `json:"dir"`
 	}
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 8<<10)).Decode(&in)
+	rc := http.NewResponseController(w) // it takes as long as the copy does
+	_, _ = rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})
 	if err == nil && !filepath.IsAbs(in.Dir) {
 		err = errors.New("dir is an absolute path")
 	}

@@ -179,6 +179,9 @@ func newRestoreCmd() *cobra.Command {
 			if err := os.Rename(tmp, to); err != nil {
 				return err
 			}
+			if err := syncDir(filepath.Dir(to)); err != nil {
+				return err
+			}
 			return reportStore(cmd.OutOrStdout(), to)
 		},
 	}
@@ -186,9 +189,10 @@ func newRestoreCmd() *cobra.Command {
 	return cmd
 }
 
-// copyTree copies files and directories and syncs each file.
+// copyTree copies files and directories and syncs each.
 func copyTree(from, to string) error {
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+	var dirs []string
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -198,10 +202,24 @@ func copyTree(from, to string) error {
 		}
 		target := filepath.Join(to, rel)
 		if d.IsDir() {
+			dirs = append(dirs, target)
 			return os.MkdirAll(target, 0o700)
 		}
 		return copyFile(path, target)
 	})
+	for _, dir := range dirs { // after what they hold
+		err = errors.Join(err, syncDir(dir))
+	}
+	return err
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func copyFile(from, to string) (err error) {

@@ -111,7 +111,7 @@ func TestASecondServerIsRefused(t *testing.T) {
 
 func TestTheSeatOfAKilledServer(t *testing.T) {
 	_, flag := onMongo(t)
-	h := Open(t, "--limits.off=true", "--store.seat=2s", flag)
+	h := Open(t, "--limits.off=true", "--store.seat=4s", flag)
 	alice, bob := h.Person("alice"), h.Person("bob")
 	h.Friends(alice, bob)
 	alice.Connect("phone").Publish("dm/bob", "1")
@@ -158,7 +158,7 @@ func database(t *testing.T, flag string) *driver.Database {
 // ends and says who has the seat.
 func TestAPausedServerDoesNotAcknowledge(t *testing.T) {
 	_, flag := onMongo(t)
-	h := Open(t, "--limits.off=true", "--store.seat=2s", flag)
+	h := Open(t, "--limits.off=true", "--store.seat=4s", flag)
 	alice, bob := h.Person("alice"), h.Person("bob")
 	h.Friends(alice, bob)
 	a := alice.Connect("phone")
@@ -230,7 +230,7 @@ func seqIn(pk packets.Packet) (seq uint64) {
 // acknowledges nothing, says why, and goes on by itself.
 func TestAServerThatCannotRenewComesBack(t *testing.T) {
 	srv := mongotest.StartFor(t) // its own: faults are made
-	h := Open(t, "--limits.off=true", "--store.seat=2s", "--store.uri="+srv.Database(t))
+	h := Open(t, "--limits.off=true", "--store.seat=4s", "--store.uri="+srv.Database(t))
 	alice, bob := h.Person("alice"), h.Person("bob")
 	h.Friends(alice, bob)
 	a, b := alice.Connect("phone"), bob.Connect("phone")

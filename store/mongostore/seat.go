@@ -103,6 +103,10 @@ func (s *Store) TakeSeat(ctx context.Context, doing string, lost func(error)) er
 	return nil
 }
 
+// claimPause is between a claim and reading who came first: another's may not be
+// with a majority yet, and is not seen until it is.
+const claimPause = 5 * time.Millisecond
+
 // sit makes the seat ours as soon as nobody has it.
 func (s *Store) sit(ctx context.Context, mine *seatDoc) error {
 	var seen seatDoc
@@ -111,6 +115,7 @@ func (s *Store) sit(ctx context.Context, mine *seatDoc) error {
 		asked := time.Now()
 		doc, found, err := one[seatDoc](ctx, s, "seat", s.meta, byID("seat"))
 		silence := time.Duration(doc.Silence) * time.Millisecond
+		pause := min(silence/20, 200*time.Millisecond)
 		switch {
 		case err != nil:
 			return err
@@ -120,13 +125,12 @@ func (s *Store) sit(ctx context.Context, mine *seatDoc) error {
 			if err := s.claim(ctx, nil, mine); err != nil {
 				return err
 			}
-			continue // reading it tells who came first
+			pause = claimPause
 		case doc.dead(), doc == seen && time.Since(still) >= silence:
 			if err := s.claim(ctx, &doc, mine); err != nil {
 				return err
 			}
-			seen = seatDoc{}
-			continue
+			seen, pause = seatDoc{}, claimPause
 		case seen.ID != "" && doc != seen:
 			return seatTaken(&doc, s.db.Name())
 		case seen.ID == "":
@@ -136,7 +140,7 @@ func (s *Store) sit(ctx context.Context, mine *seatDoc) error {
 			still = time.Now() // while we could not ask, the holder could not count
 		}
 		select {
-		case <-time.After(min(silence/20, 200*time.Millisecond)):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return im.E(im.Unavailable, "mongostore.TakeSeat", ctx.Err())
 		case <-s.closing.Done():

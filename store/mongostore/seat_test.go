@@ -193,7 +193,7 @@ func TestAHolderThatCannotRenewDoesNotAcknowledge(t *testing.T) {
 // The entry is in, but its answer comes after the seat was taken.
 func TestWhatIsAnsweredTooLateIsNotAcknowledged(t *testing.T) {
 	uri := server.Database(t)
-	s := open(t, uri, Options{Seat: 2 * time.Second, Timeout: time.Minute})
+	s := open(t, uri, Options{Seat: 4 * time.Second, Timeout: time.Minute})
 	defer func() { _ = s.Close() }()
 	if err := s.TakeSeat(ctx, "parley serve", nil); err != nil {
 		t.Fatal(err)
@@ -203,7 +203,7 @@ func TestWhatIsAnsweredTooLateIsNotAcknowledged(t *testing.T) {
 		case c.Name == "update" && c.Collection == "meta":
 			return mongotest.Fault{Do: mongotest.Drop}
 		case c.Name == "insert" && c.Collection == "messages":
-			return mongotest.Fault{Do: mongotest.Slow, Delay: 3 * time.Second}
+			return mongotest.Fault{Do: mongotest.Slow, Delay: 5 * time.Second}
 		}
 		return mongotest.Fault{}
 	})
