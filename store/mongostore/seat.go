@@ -184,17 +184,19 @@ func (s *Store) countUp(ctx context.Context, holder string, count int64, limit t
 // keepSeat counts up until the store is closed or the seat is another's.
 func (s *Store) keepSeat(lost func(error)) {
 	every := s.opt.Seat / 5
-	lapsed := false
+	wait, lapsed := every, false
 	for count := int64(2); ; count++ {
 		select {
-		case <-time.After(every):
+		case <-time.After(wait):
 		case <-s.closing.Done():
 			return
 		}
 		before := time.Now()
 		ours, err := s.countUp(s.closing, s.seat.mine.Holder, count, every)
+		wait = every
 		switch {
 		case err != nil:
+			wait = every / 4 // before it lapses, if that can be
 			if why := s.seated(); why != nil && !lapsed && s.closing.Err() == nil {
 				lapsed = true
 				s.seatHeld(false)
