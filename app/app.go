@@ -43,7 +43,7 @@ type App struct {
 	chat       *chat.Chat
 	delivery   *delivery.Delivery
 	push       *pushgw.Gateway // nil: nobody is rung
-	keys       keyFiles
+	keys       pushKeys
 	plain      *plain.Space
 	gate       *hooks.Gate
 	broker     *broker.Broker

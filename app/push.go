@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/parley-im/parley/auth"
 	"github.com/parley-im/parley/configs"
@@ -47,32 +46,20 @@ func (a *App) openPush(ctx context.Context) error {
 func (a *App) unread(ctx context.Context, u im.UserID) (int, error) { return a.chat.Unread(ctx, u) }
 
 // pushApps makes the senders of all apps, and what reads their keys again.
-func pushApps(cfg configs.Push) (apps []pushgw.App, keys keyFiles, err error) {
+func pushApps(cfg configs.Push) (apps []pushgw.App, keys pushKeys, err error) {
 	tokens := apns.NewTokens(nil)
 	for _, c := range cfg.Apps {
-		key := newKeyFile(c.Name, keyPath(c))
-		x, reload, err := pushApp(c, tokens)
+		x, key, err := pushApp(c, tokens)
 		if err != nil {
 			return nil, nil, fmt.Errorf("push.apps: %s: %w", c.Name, err)
 		}
-		apps = append(apps, x)
-		if reload != nil {
-			key.load = reload
-			keys = append(keys, key)
-		}
+		apps, keys = append(apps, x), append(keys, key)
 	}
 	return apps, keys, nil
 }
 
-func keyPath(c configs.PushApp) string {
-	if c.Provider == pushgw.FCM {
-		return c.ServiceAccount
-	}
-	return c.Key
-}
-
 // pushApp makes the sender of one app, and what reads its key again.
-func pushApp(c configs.PushApp, tokens *apns.Tokens) (x pushgw.App, reload func([]byte) error, err error) {
+func pushApp(c configs.PushApp, tokens *apns.Tokens) (x pushgw.App, key *pushKey, err error) {
 	x = pushgw.App{Name: c.Name, Provider: c.Provider}
 	var roots *x509.CertPool
 	if c.CA != "" {
@@ -85,60 +72,79 @@ func pushApp(c configs.PushApp, tokens *apns.Tokens) (x pushgw.App, reload func(
 			return x, nil, fmt.Errorf("%s holds no certificate", c.CA)
 		}
 	}
-	read := func(path string) ([]byte, error) {
-		if path == "" {
-			return nil, nil
-		}
-		return os.ReadFile(path)
-	}
 	switch c.Provider {
 	case pushgw.APNs:
-		key, err1 := read(c.Key)
-		cert, err2 := read(c.Certificate)
-		password, err3 := read(c.PasswordFile)
-		if err := errors.Join(err1, err2, err3); err != nil {
-			return x, nil, err
-		}
-		s, err := apns.New(apns.Config{
-			Bundle: c.Bundle, Key: apns.Key{Team: c.Team, ID: c.KeyID, P8: key}, Tokens: tokens, Certificate: cert, Password: strings.TrimSpace(string(password)),
-			Environment: c.Environment, ProductionURL: c.Endpoint, SandboxURL: c.Sandbox, RootCAs: roots,
-		})
-		if err != nil {
-			return x, nil, err
-		}
-		x.Sender, x.Check, x.Workers = s, checkAPNs, 256 // streams of a few connections
-		if c.Certificate == "" {
-			reload = func(b []byte) error { return s.Reload(apns.Key{Team: c.Team, ID: c.KeyID, P8: b}) }
-		}
-		return x, reload, nil
+		x.Check, x.Workers = checkAPNs, 256 // streams of a few connections
+		x.Sender, key, err = apnsSender(c, tokens, roots)
 	case pushgw.FCM:
-		account, err := read(c.ServiceAccount)
-		if err != nil {
-			return x, nil, err
-		}
-		s, err := fcm.New(fcm.Config{ServiceAccount: account, Endpoint: c.Endpoint, RootCAs: roots})
-		if err != nil {
-			return x, nil, err
-		}
-		x.Sender, x.Workers = s, 256
-		return x, s.Reload, nil
+		x.Workers = 256
+		x.Sender, key, err = fcmSender(c, roots)
 	default:
-		key, err := read(c.Key)
-		if err != nil {
-			return x, nil, err
-		}
 		var hosts []string
 		if c.Hosts != "" {
 			hosts = strings.Split(strings.ReplaceAll(c.Hosts, " ", ""), ",")
 		}
-		s, err := webpush.New(webpush.Config{PrivateKey: strings.TrimSpace(string(key)), Subject: c.Subject, AllowedHosts: hosts, RootCAs: roots, AllowPrivate: c.AllowPrivate})
-		if err != nil {
-			return x, nil, err
-		}
-		x.Sender = s
 		x.Check = func(a pushgw.Address) error { return webpush.ValidateSubscription(a.Token, hosts) }
-		return x, nil, nil
+		x.Sender, key, err = webpushSender(c, hosts, roots)
 	}
+	return x, key, err
+}
+
+func apnsSender(c configs.PushApp, tokens *apns.Tokens, roots *x509.CertPool) (pushgw.Sender, *pushKey, error) {
+	cfg := apns.Config{Bundle: c.Bundle, Environment: c.Environment, ProductionURL: c.Endpoint, SandboxURL: c.Sandbox, RootCAs: roots}
+	signing := func(b []byte) apns.Key { return apns.Key{Team: c.Team, ID: c.KeyID, P8: b} }
+	password := func(b []byte) string { return strings.TrimSpace(string(b)) }
+	key := newPushKey(c.Name, c.Key)
+	if c.Certificate != "" {
+		key = newPushKey(c.Name, c.Certificate, c.PasswordFile)
+	}
+	b, err := key.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.Certificate != "" {
+		cfg.Certificate, cfg.Password = b[0], password(b[1])
+	} else {
+		cfg.Key, cfg.Tokens = signing(b[0]), tokens
+	}
+	s, err := apns.New(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	key.load = func(b [][]byte) error { return s.Reload(signing(b[0])) }
+	if c.Certificate != "" {
+		key.load = func(b [][]byte) error { return s.ReloadCertificate(b[0], password(b[1])) }
+	}
+	return s, key, nil
+}
+
+func fcmSender(c configs.PushApp, roots *x509.CertPool) (pushgw.Sender, *pushKey, error) {
+	key := newPushKey(c.Name, c.ServiceAccount)
+	b, err := key.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := fcm.New(fcm.Config{ServiceAccount: b[0], Endpoint: c.Endpoint, RootCAs: roots})
+	if err != nil {
+		return nil, nil, err
+	}
+	key.load = func(b [][]byte) error { return s.Reload(b[0]) }
+	return s, key, nil
+}
+
+func webpushSender(c configs.PushApp, hosts []string, roots *x509.CertPool) (pushgw.Sender, *pushKey, error) {
+	key := newPushKey(c.Name, c.Key)
+	b, err := key.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	private := func(b []byte) string { return strings.TrimSpace(string(b)) }
+	s, err := webpush.New(webpush.Config{PrivateKey: private(b[0]), Subject: c.Subject, AllowedHosts: hosts, RootCAs: roots, AllowPrivate: c.AllowPrivate})
+	if err != nil {
+		return nil, nil, err
+	}
+	key.load = func(b [][]byte) error { return s.Reload(private(b[0])) }
+	return s, key, nil
 }
 
 // checkAPNs refuses what is no device token: it becomes part of a URL.
@@ -147,58 +153,6 @@ func checkAPNs(a pushgw.Address) error {
 		return errors.New("an APNs token is 64 or more hexadecimal digits")
 	}
 	return nil
-}
-
-// keyFile is a key that is read again when its file changes.
-type keyFile struct {
-	app, path string
-	load      func([]byte) error
-	seen      time.Time
-}
-
-// reloadEvery is how often key files are looked at.
-const reloadEvery = 10 * time.Second
-
-type keyFiles []*keyFile
-
-// newKeyFile notes how old the file is before it is read for the first time: what
-// is written from then on is a change.
-func newKeyFile(app, path string) *keyFile {
-	k := &keyFile{app: app, path: path}
-	if st, err := os.Stat(path); err == nil {
-		k.seen = st.ModTime()
-	}
-	return k
-}
-
-// reload reads keys again when they change, until ctx is done, and tells whose.
-func (ks keyFiles) reload(ctx context.Context, log *slog.Logger, changed func(app string)) {
-	tick := time.NewTicker(reloadEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		for _, k := range ks {
-			st, err := os.Stat(k.path)
-			if err != nil || st.ModTime().Equal(k.seen) {
-				continue
-			}
-			k.seen = st.ModTime()
-			b, err := os.ReadFile(k.path)
-			if err == nil {
-				err = k.load(b)
-			}
-			if err != nil {
-				log.Error("the new push key does not load; the old one stays in use", "app", k.app, "error", err)
-				continue
-			}
-			changed(k.app)
-			log.Info("push key read again", "app", k.app)
-		}
-	}
 }
 
 // names is what a push says beside the message.

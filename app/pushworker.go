@@ -24,7 +24,7 @@ type PushWorker struct {
 	log      *slog.Logger
 	store    store.Store
 	worker   *pushgw.Worker
-	keys     keyFiles
+	keys     pushKeys
 	operator *http.Server
 	listener net.Listener
 	addr     string

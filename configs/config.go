@@ -150,12 +150,12 @@ type PushApp struct {
 
 	Bundle       string // apns: the bundle id
 	Team, KeyID  string // apns, with a key
-	Key          string // file: apns .p8, webpush VAPID private key
+	Key          string // file or env:NAME, as are the next two: apns .p8, webpush VAPID private key
 	Certificate  string // file: apns, instead of a key
 	PasswordFile string // file: of the certificate
 	Environment  string // apns: where tokens of unknown environment are tried first
 
-	ServiceAccount string // file: fcm
+	ServiceAccount string // file or env:NAME: fcm
 
 	Subject string // webpush: mail address or page of the operator
 	Hosts   string // webpush: allowed push services, by comma; empty: the known ones

@@ -22,7 +22,7 @@ const sampleHead = `# Every key with its default, as parley serve uses it withou
 # Sizes are written 65536, 256KB or 64MB, durations 10s, 15m or 90d.
 `
 
-const sampleTail = `  # the apps that may be rung; keys are files (docs/push.md says which are read again when they change):
+const sampleTail = `  # the apps that may be rung; keys are files, read again when they change, or environment variables, written env:NAME:
   #   - {name: com.example.chat, provider: apns, bundle: com.example.chat, team: ABCDE12345, key_id: ABC1234567, key: /etc/parley/AuthKey.p8}
   #   - {name: example, provider: fcm, service_account: /etc/parley/service-account.json}
   #   - {name: web, provider: webpush, key: /etc/parley/vapid.key, subject: ops@example.com}

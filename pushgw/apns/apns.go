@@ -58,7 +58,8 @@ type Config struct {
 // Sender sends the pushes of one app. It is a pushgw.Sender.
 type Sender struct {
 	cfg          Config
-	key          atomic.Pointer[keyName] // nil with a certificate
+	key          atomic.Pointer[keyName]         // nil with a certificate
+	certificate  atomic.Pointer[tls.Certificate] // nil with a key
 	environments map[string]*environment
 
 	closing sync.RWMutex // held for reading while an attempt is under way
@@ -87,11 +88,10 @@ func New(cfg Config) (*Sender, error) {
 	security := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.RootCAs}
 	switch {
 	case len(cfg.Certificate) > 0:
-		c, err := parseCertificate(cfg.Certificate, cfg.Password)
-		if err != nil {
+		if err := s.ReloadCertificate(cfg.Certificate, cfg.Password); err != nil {
 			return nil, err
 		}
-		security.Certificates = []tls.Certificate{c}
+		security.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return s.certificate.Load(), nil }
 	case cfg.Tokens == nil:
 		// With a set per sender two apps of a team would replace each other's token,
 		// which Apple answers with 429.
@@ -182,6 +182,26 @@ func (s *Sender) Reload(k Key) error {
 	name := keyName{team: k.Team, id: k.ID}
 	s.cfg.Tokens.use(name, key)
 	s.key.Store(&name)
+	return nil
+}
+
+// ReloadCertificate changes the certificate. Pushes under way end on connections
+// with the old one, later ones go over new connections. A sender with a key
+// refuses.
+func (s *Sender) ReloadCertificate(certificate []byte, password string) error {
+	if len(s.cfg.Certificate) == 0 {
+		return errors.New("apns: this app uses a key, not a certificate")
+	}
+	c, err := parseCertificate(certificate, password)
+	if err != nil {
+		return err
+	}
+	s.certificate.Store(&c)
+	for _, e := range s.environments {
+		for _, x := range e.conns {
+			x.retire()
+		}
+	}
 	return nil
 }
 

@@ -369,6 +369,67 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
+// TestCertificateIsReplaced: a push that is under way when the certificate changes
+// ends where it is, later ones go under the new one, and the old connection is
+// closed then.
+func TestCertificateIsReplaced(t *testing.T) {
+	begun, answer := make(chan struct{}), make(chan struct{})
+	slow := atomic.Bool{}
+	sim := simulate(t, pushtest.Options{Script: func(pushtest.Request) pushtest.Reply {
+		if slow.Swap(false) {
+			close(begun)
+			<-answer
+		}
+		return pushtest.Reply{}
+	}})
+	certificate := func(app string) []byte {
+		pem, err := sim.APNsCertificate(app)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pem
+	}
+	s := open(t, sim, nil, func(c *Config) {
+		c.Key, c.Tokens, c.Certificate, c.Connections = Key{}, nil, certificate(bundle), 1
+	})
+	if r := s.Send(t.Context(), alert(1)); r.Outcome != pushgw.Sent {
+		t.Fatalf("%+v", r)
+	}
+	slow.Store(true)
+	done := make(chan pushgw.Result, 1)
+	go func() { done <- s.Send(t.Context(), alert(2)) }()
+	<-begun
+	if err := s.ReloadCertificate([]byte("x"), ""); err == nil {
+		t.Error("rubbish is taken")
+	}
+	if err := s.ReloadCertificate(certificate("im.other"), ""); err != nil {
+		t.Fatal(err)
+	}
+	old := s.environments[Production].conns[0].mu.retired
+	if r := s.Send(t.Context(), alert(3)); r.Outcome != pushgw.Misplaced {
+		t.Errorf("under the new certificate, which is another app's: %+v", r)
+	}
+	if err := old.Err(); err != nil {
+		t.Errorf("the old connection has ended with a push on it: %v", err)
+	}
+	close(answer)
+	if r := <-done; r.Outcome != pushgw.Sent {
+		t.Errorf("under way meanwhile: %+v", r)
+	}
+	if err := s.ReloadCertificate(certificate(bundle), ""); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.Send(t.Context(), alert(4)); r.Outcome != pushgw.Sent {
+		t.Errorf("the first one again: %+v", r)
+	}
+	if old.Err() == nil {
+		t.Error("the old connection is still there")
+	}
+	if open(t, sim, nil, nil).ReloadCertificate(certificate(bundle), "") == nil {
+		t.Error("a certificate replaces a key")
+	}
+}
+
 func TestConfigRefused(t *testing.T) {
 	sim := simulate(t, pushtest.Options{})
 	team, kid, p8 := sim.APNsKey()

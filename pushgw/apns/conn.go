@@ -32,6 +32,7 @@ type conn struct {
 	mu struct {
 		sync.Mutex
 		link      *link
+		retired   *link // ends when what is under way on it has ended
 		failures  int
 		notBefore time.Time
 	}
@@ -62,6 +63,7 @@ func newTransport(cfg *tls.Config) *http.Transport {
 // RoundTrip sends a request on the connection. When all its streams are taken it
 // waits for one, until the request's context ends.
 func (c *conn) RoundTrip(r *http.Request) (*http.Response, error) {
+	_ = c.endRetired(false)
 	l, err := c.get(r.Context())
 	if err != nil {
 		return nil, err
@@ -74,6 +76,31 @@ func (c *conn) RoundTrip(r *http.Request) (*http.Response, error) {
 		c.mu.Unlock()
 	}
 	return resp, err
+}
+
+// retire has the next request make a connection. What is under way on the one
+// there is ends there.
+func (c *conn) retire() {
+	c.turn <- struct{}{} // a connection that is being made is an old one too
+	defer func() { <-c.turn }()
+	_ = c.endRetired(true) // of a change before this one
+	c.mu.Lock()
+	c.mu.link, c.mu.retired = nil, c.mu.link
+	c.mu.Unlock()
+}
+
+// endRetired closes a connection that is not to be used any more, when nothing is
+// under way on it or in any case.
+func (c *conn) endRetired(inAnyCase bool) error {
+	c.mu.Lock()
+	l := c.mu.retired
+	if l == nil || !inAnyCase && l.InFlight() > 0 {
+		c.mu.Unlock()
+		return nil
+	}
+	c.mu.retired = nil
+	c.mu.Unlock()
+	return l.Close()
 }
 
 // alive is the connection there is, nil when one has to be made.
@@ -133,6 +160,7 @@ func (c *conn) get(ctx context.Context) (*link, error) {
 
 // close ends the connection; a later request would make a new one.
 func (c *conn) close() error {
+	_ = c.endRetired(true)
 	c.mu.Lock()
 	l := c.mu.link
 	c.mu.link = nil

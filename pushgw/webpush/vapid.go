@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	webpush "github.com/SherClockHolmes/webpush-go"
@@ -50,7 +51,7 @@ type signer struct {
 type signature struct {
 	header string
 	ends   time.Time
-	proven bool
+	proven atomic.Bool
 }
 
 func newSigner(private, subject string, now func() time.Time) (*signer, error) {
@@ -109,16 +110,4 @@ func (s *signer) sign(origin string) (*signature, error) {
 	x := &signature{header: "vapid t=" + token + ", k=" + s.public, ends: ends}
 	s.mu.by[origin] = x
 	return x, nil
-}
-
-func (s *signer) accepted(x *signature) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	x.proven = true
-}
-
-func (s *signer) proven(x *signature) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return x.proven
 }

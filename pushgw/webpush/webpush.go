@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	webpush "github.com/SherClockHolmes/webpush-go"
@@ -49,7 +50,7 @@ const unprovenWait = 10 * time.Minute
 // Sender sends the pushes of one site. It is a pushgw.Sender.
 type Sender struct {
 	cfg    Config
-	signer *signer
+	signer atomic.Pointer[signer]
 	http   *http.Client
 
 	closing sync.RWMutex // held for reading while an attempt is under way
@@ -66,11 +67,7 @@ func New(cfg Config) (*Sender, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	sig, err := newSigner(cfg.PrivateKey, cfg.Subject, cfg.Now)
-	if err != nil {
-		return nil, err
-	}
-	return &Sender{cfg: cfg, signer: sig, http: &http.Client{
+	s := &Sender{cfg: cfg, http: &http.Client{
 		// The list of hosts is of no use if they may send us elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
@@ -81,12 +78,24 @@ func New(cfg Config) (*Sender, error) {
 			IdleConnTimeout:       5 * time.Minute,
 			ResponseHeaderTimeout: cfg.Timeout,
 		},
-	}}, nil
+	}}
+	return s, s.Reload(cfg.PrivateKey)
+}
+
+// Reload changes the VAPID key; pushes under way end with the old one. Browsers
+// take pushes under the key they subscribed with alone: with another all have to
+// subscribe again.
+func (s *Sender) Reload(privateKey string) error {
+	x, err := newSigner(privateKey, s.cfg.Subject, s.cfg.Now)
+	if err == nil {
+		s.signer.Store(x)
+	}
+	return err
 }
 
 // PublicKey is the site's VAPID public key, base64url: a browser's
 // applicationServerKey.
-func (s *Sender) PublicKey() string { return s.signer.public }
+func (s *Sender) PublicKey() string { return s.signer.Load().public }
 
 // note is what the site's service worker gets.
 type note struct {
@@ -141,23 +150,24 @@ func (s *Sender) Send(ctx context.Context, p *pushgw.Push) pushgw.Result {
 	if len(body)+overhead > maxBody {
 		return pushgw.Result{Outcome: pushgw.TooLarge, Reason: "payload over 4096 bytes"}
 	}
-	sig, err := s.signer.sign(origin)
+	signer := s.signer.Load()
+	sig, err := signer.sign(origin)
 	if err != nil {
 		return pushgw.Result{Outcome: pushgw.Locked, Reason: "signing failed", Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	return s.post(ctx, p, sub, sig, body)
+	return s.post(ctx, p, sub, signer, sig, body)
 }
 
-func (s *Sender) post(ctx context.Context, p *pushgw.Push, sub *webpush.Subscription, sig *signature, body []byte) pushgw.Result {
+func (s *Sender) post(ctx context.Context, p *pushgw.Push, sub *webpush.Subscription, by *signer, sig *signature, body []byte) pushgw.Result {
 	resp, err := webpush.SendNotificationWithContext(ctx, body[:len(body):len(body)], sub, &webpush.Options{
 		HTTPClient: signed{s.http, sig.header},
 		// The library counts its header into the record, which is allowed.
 		RecordSize: uint32(min((len(body)+overhead+padTo-1)/padTo*padTo, maxBody)),
 		TTL:        ttl(p.Expires, s.cfg.Now()), Urgency: urgency(p.Kind), Topic: topic(p.Collapse),
 		// It signs each message and its header is replaced; it wants a good key.
-		VAPIDPrivateKey: s.signer.private, VAPIDPublicKey: s.signer.public,
+		VAPIDPrivateKey: by.private, VAPIDPublicKey: by.public,
 	})
 	if err != nil {
 		r := pushgw.Result{Outcome: pushgw.Retry, Reason: "network", Err: pushgw.Cause(err)}
@@ -190,7 +200,7 @@ func (s *Sender) judge(resp *http.Response, sig *signature) pushgw.Result {
 	r := pushgw.Result{Reason: fmt.Sprintf("http %d", resp.StatusCode)}
 	switch code := resp.StatusCode; {
 	case code >= 200 && code < 300:
-		s.signer.accepted(sig)
+		sig.proven.Store(true)
 		return pushgw.Result{Outcome: pushgw.Sent}
 	case code == http.StatusNotFound, code == http.StatusGone:
 		r.Outcome = pushgw.Gone
@@ -214,7 +224,7 @@ var errUnproven = errors.New("the push service refuses our signature and has acc
 // made for another site's key, and it must not be able to stop the whole app; a
 // wrong key or clock of ours must not make us forget every subscription.
 func (s *Sender) refused(r pushgw.Result, sig *signature) pushgw.Result {
-	if s.signer.proven(sig) {
+	if sig.proven.Load() {
 		r.Outcome = pushgw.Misplaced
 		return r
 	}
