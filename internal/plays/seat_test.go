@@ -237,8 +237,8 @@ func TestAServerThatCannotRenewComesBack(t *testing.T) {
 	var cut atomic.Bool
 	cut.Store(true)
 	srv.Proxy.Inject(func(c mongotest.Command) mongotest.Fault {
-		if cut.Load() && c.Name == "update" && c.Collection == "meta" {
-			return mongotest.Fault{Do: mongotest.Drop}
+		if us := c.Docs["updates"]; cut.Load() && len(us) == 1 && strings.Contains(us[0].String(), `"seat"`) {
+			return mongotest.Fault{Do: mongotest.Refuse, Code: 50} // MaxTimeMSExpired: the connection stays, and all else goes on
 		}
 		return mongotest.Fault{}
 	})
