@@ -186,7 +186,7 @@ type pushStep struct {
 	At     int64       `json:"at" doc:"Unix milliseconds."`
 	First  im.Seq      `json:"first" doc:"The first message that the push stands for."`
 	Last   im.Seq      `json:"last" doc:"The last one."`
-	User   im.UserID   `json:"user"`
+	User   im.UserID   `json:"user" doc:"Empty, with device: it was decided for all others of a group at once."`
 	Device im.DeviceID `json:"device"`
 	Step   string      `json:"step" doc:"eligible, collapse, grace, quiet, send or record."`
 	Go     bool        `json:"go" doc:"The bell goes on."`

@@ -69,6 +69,26 @@ func eligible(f facts) Decision {
 	return yes("message")
 }
 
+// callee is what is looked at when somebody calls.
+type callee struct {
+	level     string // of the conversation; muting and quiet hours do not stop calls
+	connected bool   // the device, which then has the signal itself
+	deaf      bool   // an address that takes no calls: APNs has a kind of its own for them
+}
+
+// rings says whether a device is rung for a call.
+func (c callee) rings() Decision {
+	switch {
+	case c.level == LevelNone:
+		return no("level_none")
+	case c.connected:
+		return no("connected")
+	case c.deaf:
+		return no("not_for_calls")
+	}
+	return yes("call")
+}
+
 // Grace is how long a bell waits, in case the message is seen without it.
 type Grace struct {
 	Online time.Duration // a device of the user is connected; default 4 s

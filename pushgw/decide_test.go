@@ -41,6 +41,23 @@ func TestEligible(t *testing.T) {
 	}
 }
 
+func TestCallee(t *testing.T) {
+	for why, tt := range map[string]struct {
+		c    callee
+		want Decision
+	}{
+		"away":                       {callee{}, yes("call")},
+		"only mentions are wanted":   {callee{level: LevelMentions}, yes("call")},
+		"nothing is wanted":          {callee{level: LevelNone}, no("level_none")},
+		"it has the signal itself":   {callee{connected: true}, no("connected")},
+		"an address for alerts only": {callee{deaf: true}, no("not_for_calls")},
+	} {
+		if d := tt.c.rings(); d != tt.want {
+			t.Errorf("%s: %+v", why, d)
+		}
+	}
+}
+
 func TestRinging(t *testing.T) {
 	for want, e := range map[string]*im.Entry{
 		"message":            {Conv: "d/a/b"},

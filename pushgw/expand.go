@@ -252,6 +252,7 @@ func (g *Gateway) bells(ctx context.Context, conv im.ConvID, es []*im.Entry) err
 		who := members
 		if large && !all { // only who is named or wants all: not a walk over everybody
 			who = nil
+			g.record(&bell{First: e.Seq, Last: e.Seq, key: slotKey{conv: conv}}, "eligible", no("large_group"), "all others")
 			for u := range named {
 				if in[u] {
 					who = append(who, u)
@@ -402,24 +403,31 @@ func (g *Gateway) Signal(ev im.Ephemeral) {
 			g.log.Warn("a call rings nobody", "error", err)
 			return
 		}
-		if len(members) <= g.opt.LargeGroup {
-			who = members
+		if len(members) > g.opt.LargeGroup {
+			g.record(&bell{Kind: Call, key: slotKey{conv: ev.Conv + callSlot}}, "eligible", no("large_group"), "")
+			return
 		}
+		who = members
 	}
 	now := g.opt.Now()
 	calls, apps := map[slotKey]*bell{}, map[slotKey]string{}
 	g.mu.Lock()
 	for _, u := range who {
-		if set := g.settings[u]; u == ev.From || (set != nil && set.Conv[ev.Conv].Level == LevelNone) {
+		if u == ev.From {
 			continue
 		}
+		level := ""
+		if set := g.settings[u]; set != nil {
+			level = set.Conv[ev.Conv].Level
+		}
 		for _, r := range g.regs[u] {
-			if (r.Provider == APNs && r.Kind != KindVoIP) || g.opt.House.Online(r.Device) {
-				continue
-			}
 			b := &bell{Kind: Call, Count: 1, From: ev.From, Due: now.UnixMilli(), Expires: now.Add(g.opt.CallTTL).UnixMilli(), place: -1, call: &ev,
 				key: slotKey{r.Device, ev.Conv + callSlot}}
-			g.record(b, "eligible", yes("call"), "")
+			d := callee{level: level, connected: g.opt.House.Online(r.Device), deaf: r.Provider == APNs && r.Kind != KindVoIP}.rings()
+			g.record(b, "eligible", d, "")
+			if !d.Go {
+				continue
+			}
 			if g.opt.Workers {
 				calls[b.key], apps[b.key] = b, r.App
 				continue

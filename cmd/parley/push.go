@@ -123,7 +123,7 @@ func newPushExplainCmd() *cobra.Command {
 					return err
 				}
 				if len(steps) == 0 {
-					fmt.Fprintln(cmd.OutOrStdout(), "nothing was decided about it since the server started: nobody it is for has registered an address")
+					fmt.Fprintln(cmd.OutOrStdout(), "nothing was decided about it since the server started: nobody it is for has registered an address, or it is no message")
 					return nil
 				}
 				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
@@ -132,7 +132,11 @@ func newPushExplainCmd() *cobra.Command {
 					if s.Go {
 						goes = "goes on"
 					}
-					fmt.Fprintf(w, "%s\t%s/%s\t%s\t%s\t%s\n", time.UnixMilli(s.At).Format("15:04:05.000"), s.User, s.Device, s.Step, goes, strings.TrimSpace(s.Reason+" "+s.Detail))
+					whose := s.User + "/" + s.Device
+					if s.User == "" { // decided for all at once
+						whose = "the group"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", time.UnixMilli(s.At).Format("15:04:05.000"), whose, s.Step, goes, strings.TrimSpace(s.Reason+" "+s.Detail))
 				}
 				return w.Flush()
 			})
