@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -484,6 +485,9 @@ func (g *Gateway) upkeep(ctx context.Context) {
 		}
 		if n%720 == 0 { // an hour
 			g.forgetUnused()
+			if err := g.forgetShown(ctx); err != nil && ctx.Err() == nil {
+				g.log.Warn("what was shown on phones that are gone is remembered longer", "error", err)
+			}
 			if err := g.forgetPages(ctx); err != nil && ctx.Err() == nil {
 				g.log.Warn("old push decisions are kept longer", "error", err)
 			}
@@ -500,6 +504,50 @@ const (
 	// dropped: FCM calls tokens stale after 270 days.
 	unusedFor = 270 * 24 * time.Hour
 )
+
+// forgetShown forgets what is on screens of devices that are rung no more: nobody
+// is there to take it away.
+func (g *Gateway) forgetShown(ctx context.Context) error {
+	rung := func(k im.DeviceKey) bool { // caller holds mu
+		return slices.ContainsFunc(g.regs[k.User], func(r *Registration) bool { return r.Device == k })
+	}
+	if !g.opt.Workers {
+		var notes []store.Note
+		g.mu.Lock()
+		for k := range g.shown {
+			if !rung(k.dev) {
+				delete(g.shown, k)
+				notes = append(notes, gone(noteShown+k.name()))
+			}
+		}
+		g.mu.Unlock()
+		g.save(notes)
+		return nil
+	}
+	lost := func(k slotKey) bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return !rung(k.dev)
+	}
+	keys, err := g.slotsOf(ctx, taskRoom)
+	if err != nil {
+		return err
+	}
+	keys = slices.DeleteFunc(keys, func(k slotKey) bool { return !lost(k) })
+	for some := range slices.Chunk(keys, 1000) {
+		err := g.shared.alter(ctx, some, func(s *slot, _ bool) bool {
+			if s.Shown == 0 || s.Bell != nil || !lost(s.key) { // a bell ends by itself
+				return false
+			}
+			s.Shown = 0
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (g *Gateway) forgetUnused() {
 	limit := g.opt.Now().Add(-unusedFor).UnixMilli()
