@@ -85,10 +85,20 @@ func (g *Gateway) Reloaded(name string) {
 
 // serve takes a bell through the rest of the pipeline.
 func (a *app) serve(ctx context.Context, b *bell) {
+	if r, s, ok := a.prepare(ctx, b); ok {
+		a.send(ctx, b, r, s)
+	} else {
+		a.unprobe() // nothing is found out about the credentials
+	}
+}
+
+// prepare decides whether the bell rings now, and what is shown where. If not, it
+// has ended the bell or put it back.
+func (a *app) prepare(ctx context.Context, b *bell) (r *Registration, s scene, ok bool) {
 	g := a.g
 	now := g.opt.Now()
 	g.mu.Lock()
-	r := g.registration(b)
+	r = g.registration(b)
 	snap := *b // newer messages may change the bell meanwhile
 	var wait time.Duration
 	turn := true
@@ -99,47 +109,39 @@ func (a *app) serve(ctx context.Context, b *bell) {
 	g.mu.Unlock()
 	switch {
 	case snap.off:
-		a.unprobe()
-		return
+		return r, s, false
 	case r == nil:
-		a.unprobe()
 		g.finish(b, "send", no("no_address"), "")
-		return
+		return r, s, false
 	case now.UnixMilli() > snap.Expires:
-		a.unprobe()
 		if b.Kind == Alert { // it waited behind a circuit or a pause: an operator can replay it
 			g.bury(b, r, "expired")
-			return
+			return r, s, false
 		}
 		g.finish(b, "send", no("expired"), "")
-		return
+		return r, s, false
 	case !turn: // a clear: the badge will be right with the next push
-		a.unprobe()
 		g.finish(b, "send", no("silent_budget"), "")
-		return
+		return r, s, false
 	case wait > 0:
-		a.unprobe()
 		g.later(b, now.Add(wait))
-		return
+		return r, s, false
 	}
 	s, d, err := g.looker.scene(ctx, &snap, r.Address, set)
 	switch {
 	case err != nil:
-		a.unprobe()
 		if ctx.Err() == nil {
 			g.log.Warn("a bell waits for the store", "error", err)
 		}
 		g.later(b, now.Add(time.Second))
-		return
+		return r, s, false
 	case !d.Go:
-		a.unprobe()
 		g.finish(b, "grace", d, "")
-		return
+		return r, s, false
 	}
 	if d := quietFor(&snap, set, now); !d.Go {
-		a.unprobe()
 		g.finish(b, "quiet", d, "")
-		return
+		return r, s, false
 	}
 	// The last look before it rings: all that went before took its time.
 	g.mu.Lock()
@@ -147,14 +149,12 @@ func (a *app) serve(ctx context.Context, b *bell) {
 	g.mu.Unlock()
 	switch {
 	case off:
-		a.unprobe()
-		return
+		return r, s, false
 	case to == nil || heldBy(to.Address) != heldBy(r.Address): // its phone may be in other hands
-		a.unprobe()
 		g.later(b, g.opt.Now())
-		return
+		return r, s, false
 	}
-	a.send(ctx, b, r, s)
+	return r, s, true
 }
 
 // turn is how long the bell has to wait for its device's pace; ok is false if it
