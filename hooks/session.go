@@ -168,16 +168,14 @@ func (s *session) take(p *broker.Publish, a *accept) error {
 	case im.VerbRead:
 		s.settle() // as above: a watermark is cut at the head
 		return s.read(p, a, t)
-	}
-	switch t.Verb {
 	case im.VerbRPC:
 		s.settle() // as above: it may ask for the history
 		return s.rpc(p, a, t)
-	case im.VerbTyping, im.VerbSignal:
-		s.Flush() // these act at once, after what was sent before
+	}
+	s.Flush() // these act at once, after what was sent before
+	if t.Verb == im.VerbTyping || t.Verb == im.VerbSignal {
 		return s.whisper(p, a, t)
 	}
-	s.Flush()
 	return s.state(p, a)
 }
 

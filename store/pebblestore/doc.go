@@ -21,8 +21,9 @@
 // number, seq of the last of it. A message that comes alone is a row, and so is a
 // burst of up to 64, because what a row costs on its way through log, memtable,
 // flush and compactions is by the row. The head of a conversation is its last
-// key, read once and then kept in memory; there is no head row to write. Conversation ids are interned as numbers of eight bytes. A
-// dedupe row exists only for entries whose sender gave an id.
+// key, read once and then kept in memory; there is no head row to write.
+// Conversation ids are interned as numbers of eight bytes. A dedupe row exists
+// only for entries whose sender gave an id.
 //
 // # Failure
 //

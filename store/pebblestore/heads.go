@@ -161,18 +161,15 @@ func readHead(db pebble.Reader, conv im.ConvID) (*head, error) {
 		return nil, err
 	}
 	if it.Last() {
-		r, err := rowAt(it, conv)
-		var e *im.Entry
+		v, err := it.ValueAndErr()
+		var last []*im.Entry
 		if err == nil {
-			err = r.skip(r.last - 1)
-		}
-		if err == nil {
-			e, err = r.entry()
+			last, err = readRow(conv, it.Key(), v, seqOf(it.Key())-1)
 		}
 		if err != nil {
 			return nil, errors.Join(err, it.Close())
 		}
-		h.assigned, h.lastTS = max(e.Seq, h.assigned), e.TS
+		h.assigned, h.lastTS = max(last[0].Seq, h.assigned), last[0].TS
 	}
 	h.seq, h.ts = h.assigned, h.lastTS
 	return h, errors.Join(it.Error(), it.Close())

@@ -60,7 +60,11 @@ func entries(db *pebble.DB, conv im.ConvID, num uint64, after, end im.Seq, limit
 	out = make([]*im.Entry, 0, min(limit, int(end-after), 256))
 	bytes := 0
 	for ok := it.First(); ok; ok = it.Next() {
-		r, err := rowAt(it, conv)
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, err
+		}
+		r, err := openRow(conv, it.Key(), v)
 		if err == nil {
 			err = r.skip(after)
 		}

@@ -22,26 +22,26 @@ const (
 )
 
 // putRows writes entries of one conversation, whose seqs have no holes, as rows.
-// It returns scratch, grown.
-func putRows(b *pebble.Batch, num uint64, entries []*im.Entry, scratch []byte) ([]byte, error) {
+// It is the sequencer's.
+func (s *Store) putRows(b *pebble.Batch, num uint64, entries []*im.Entry) error {
 	for len(entries) > 0 {
 		n, size := 1, entries[0].Size()
 		for n < len(entries) && n < rowEntries && size+entries[n].Size() <= rowBytes {
 			size += entries[n].Size()
 			n++
 		}
-		scratch = appendRow(scratch[:0], entries[:n])
-		op := b.SetDeferred(17, len(scratch))
+		s.scratch = appendRow(s.scratch[:0], entries[:n])
+		op := b.SetDeferred(17, len(s.scratch))
 		op.Key[0] = tMsg
 		binary.BigEndian.PutUint64(op.Key[1:], num)
 		binary.BigEndian.PutUint64(op.Key[9:], uint64(entries[n-1].Seq))
-		copy(op.Value, scratch)
+		copy(op.Value, s.scratch)
 		if err := op.Finish(); err != nil {
-			return scratch, err
+			return err
 		}
 		entries = entries[n:]
 	}
-	return scratch, nil
+	return nil
 }
 
 func appendRow(b []byte, entries []*im.Entry) []byte {
@@ -125,23 +125,19 @@ func (r *logRow) entry() (*im.Entry, error) {
 	return decodeEntry(r.conv, seq, raw)
 }
 
-// entries reads what is left of the row.
-func (r *logRow) entries() (out []*im.Entry, err error) {
-	for r.more() {
-		e, err := r.entry()
-		if err != nil {
-			return nil, err
-		}
+// readRow reads the entries of a row that come after seq.
+func readRow(conv im.ConvID, key, value []byte, after im.Seq) (out []*im.Entry, err error) {
+	r, err := openRow(conv, key, value)
+	if err == nil {
+		err = r.skip(after)
+	}
+	for err == nil && r.more() {
+		var e *im.Entry
+		e, err = r.entry()
 		out = append(out, e)
 	}
-	return out, nil
-}
-
-// rowAt opens the row under the iterator.
-func rowAt(it *pebble.Iterator, conv im.ConvID) (logRow, error) {
-	v, err := it.ValueAndErr()
 	if err != nil {
-		return logRow{}, err
+		return nil, err
 	}
-	return openRow(conv, it.Key(), v)
+	return out, nil
 }

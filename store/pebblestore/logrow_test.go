@@ -228,14 +228,7 @@ func FuzzLogRow(f *testing.F) {
 	f.Add(appendRow(nil, []*im.Entry{e, e, e}), uint64(7))
 	f.Add([]byte{burstVersion, 2, 0, 0, 0, 0}, uint64(8))
 	f.Fuzz(func(t *testing.T, v []byte, skip uint64) {
-		r, err := openRow(dm, k, v)
-		if err == nil {
-			err = r.skip(im.Seq(skip))
-		}
-		var es []*im.Entry
-		if err == nil {
-			es, err = r.entries()
-		}
+		es, err := readRow(dm, k, v, im.Seq(skip))
 		if err != nil {
 			if !errors.Is(err, errCorrupt) {
 				t.Fatal(err)

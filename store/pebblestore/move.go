@@ -156,17 +156,16 @@ func (d *dumper) conversations() error {
 			return false
 		}
 		err = scan(d.r, numKey(tMsg, num), func(k, v []byte) bool {
-			r, err := openRow(conv, k, v)
-			if err == nil {
-				err = r.skip(h.floor)
+			es, err := readRow(conv, k, v, h.floor)
+			if err != nil {
+				return d.give(store.Record{}, err)
 			}
-			for err == nil && r.more() {
-				var e *im.Entry
-				if e, err = r.entry(); err == nil && !d.give(store.Record{Entry: e}, nil) {
+			for _, e := range es {
+				if !d.give(store.Record{Entry: e}, nil) {
 					return false
 				}
 			}
-			return err == nil || d.give(store.Record{}, err)
+			return true
 		})
 		if err == nil && d.fail == nil {
 			err = scan(d.r, numKey(tRead, num), func(k, v []byte) bool {
@@ -317,7 +316,7 @@ func (x *loader) entry(e *im.Entry) error {
 }
 
 func (x *loader) putBurst() (err error) {
-	x.s.scratch, err = putRows(x.b, x.of, x.burst, x.s.scratch)
+	err = x.s.putRows(x.b, x.of, x.burst)
 	x.burst = x.burst[:0]
 	return err
 }

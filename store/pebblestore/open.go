@@ -453,11 +453,7 @@ func Verify(dir string) (info Info, err error) {
 	var fault error
 	err = scan(db, []byte{tMsg}, func(k, v []byte) bool {
 		num := binary.BigEndian.Uint64(k[1:])
-		r, e := openRow("", k, v)
-		var es []*im.Entry
-		if e == nil {
-			es, e = r.entries()
-		}
+		es, e := readRow("", k, v, 0)
 		if e != nil {
 			fault = fmt.Errorf("conversation %d, row of seq %d: %w", num, seqOf(k), e)
 			return false

@@ -572,11 +572,11 @@ func (s *Store) keep(burst [][]*im.Entry) {
 }
 
 // putBursts writes what was appended to each conversation.
-func (x *builder) putBursts() (err error) {
+func (x *builder) putBursts() error {
 	for i := range x.c.tails {
 		t := &x.c.tails[i]
 		t.seq, t.ts = t.h.assigned, t.h.lastTS
-		if x.s.scratch, err = putRows(x.b, t.h.num, x.burst[i], x.s.scratch); err != nil {
+		if err := x.s.putRows(x.b, t.h.num, x.burst[i]); err != nil {
 			return err
 		}
 	}
@@ -691,11 +691,7 @@ func (x *builder) blank(h *head, seq im.Seq) error {
 	if err != nil || v == nil {
 		return err
 	}
-	r, err := openRow(h.conv, k, v)
-	var es []*im.Entry
-	if err == nil {
-		es, err = r.entries()
-	}
+	es, err := readRow(h.conv, k, v, 0)
 	if err != nil {
 		return fmt.Errorf("%s seq %d: %w", h.conv, seq, err)
 	}
