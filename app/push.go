@@ -90,10 +90,12 @@ func pushApp(c configs.PushApp, tokens *apns.Tokens) (x pushgw.App, key *pushKey
 	return x, key, err
 }
 
+// line is a secret of one line, which files end with a newline.
+func line(b []byte) string { return strings.TrimSpace(string(b)) }
+
 func apnsSender(c configs.PushApp, tokens *apns.Tokens, roots *x509.CertPool) (pushgw.Sender, *pushKey, error) {
 	cfg := apns.Config{Bundle: c.Bundle, Environment: c.Environment, ProductionURL: c.Endpoint, SandboxURL: c.Sandbox, RootCAs: roots}
 	signing := func(b []byte) apns.Key { return apns.Key{Team: c.Team, ID: c.KeyID, P8: b} }
-	password := func(b []byte) string { return strings.TrimSpace(string(b)) }
 	key := newPushKey(c.Name, c.Key)
 	if c.Certificate != "" {
 		key = newPushKey(c.Name, c.Certificate, c.PasswordFile)
@@ -103,7 +105,7 @@ func apnsSender(c configs.PushApp, tokens *apns.Tokens, roots *x509.CertPool) (p
 		return nil, nil, err
 	}
 	if c.Certificate != "" {
-		cfg.Certificate, cfg.Password = b[0], password(b[1])
+		cfg.Certificate, cfg.Password = b[0], line(b[1])
 	} else {
 		cfg.Key, cfg.Tokens = signing(b[0]), tokens
 	}
@@ -113,7 +115,7 @@ func apnsSender(c configs.PushApp, tokens *apns.Tokens, roots *x509.CertPool) (p
 	}
 	key.load = func(b [][]byte) error { return s.Reload(signing(b[0])) }
 	if c.Certificate != "" {
-		key.load = func(b [][]byte) error { return s.ReloadCertificate(b[0], password(b[1])) }
+		key.load = func(b [][]byte) error { return s.ReloadCertificate(b[0], line(b[1])) }
 	}
 	return s, key, nil
 }
@@ -138,12 +140,11 @@ func webpushSender(c configs.PushApp, hosts []string, roots *x509.CertPool) (pus
 	if err != nil {
 		return nil, nil, err
 	}
-	private := func(b []byte) string { return strings.TrimSpace(string(b)) }
-	s, err := webpush.New(webpush.Config{PrivateKey: private(b[0]), Subject: c.Subject, AllowedHosts: hosts, RootCAs: roots, AllowPrivate: c.AllowPrivate})
+	s, err := webpush.New(webpush.Config{PrivateKey: line(b[0]), Subject: c.Subject, AllowedHosts: hosts, RootCAs: roots, AllowPrivate: c.AllowPrivate})
 	if err != nil {
 		return nil, nil, err
 	}
-	key.load = func(b [][]byte) error { return s.Reload(private(b[0])) }
+	key.load = func(b [][]byte) error { return s.Reload(line(b[0])) }
 	return s, key, nil
 }
 

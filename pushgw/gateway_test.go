@@ -809,43 +809,56 @@ func TestACrashLosesNoBell(t *testing.T) {
 	for failAt := 2; failAt < 40; failAt++ {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRig(t)
-			r.fam.groups["team"] = []im.UserID{"alice", "bob", "carol"}
-			r.register(im.DeviceKey{User: "carol", Device: "phone"}, Address{Provider: APNs, App: "ios", Token: "dd"})
-			r.mem.mu.Lock()
-			r.mem.writes, r.mem.failAt = 0, failAt
-			r.mem.mu.Unlock()
-			for i := range 6 {
-				r.say(dmAB, "bob", fmt.Sprint(i))
-				r.say("g/team", "bob", fmt.Sprint(i))
-				time.Sleep(time.Second)
-			}
-			r.stop()
-			r.mem.mu.Lock()
-			r.mem.failAt = 0
-			r.mem.mu.Unlock()
+			r.talkUntil(failAt)
 			time.Sleep(10 * time.Second)
 			r.start()
 			defer func() { r.stop() }()
 			time.Sleep(time.Minute)
-			synctest.Wait()
-			ids := map[string]string{} // by token, conversation and message
-			last := map[string]string{}
-			for _, p := range r.apns.pushes() {
-				k := p.To.Token + " " + p.Data["conv"]
-				if old := ids[k+p.Data["seq"]]; old != "" && old != p.ID {
-					t.Errorf("write %d: %s %s has two ids", failAt, k, p.Data["seq"])
-				}
-				ids[k+p.Data["seq"]], last[k] = p.ID, p.Data["seq"]
-			}
-			for _, k := range []string{"aa dm/bob", "aa g/team", "dd g/team"} {
-				if last[k] != "6" {
-					t.Errorf("write %d: %s was last rung for %q", failAt, k, last[k])
-				}
-			}
-			if r.g.Pending() != 0 {
-				t.Errorf("write %d: %d bells stay", failAt, r.g.Pending())
-			}
+			r.wantAllRung(failAt)
 		})
+	}
+}
+
+// talkUntil has six messages said to alice and in a group, while all writes from
+// the one given on fail, and stops everything.
+func (r *rig) talkUntil(failAt int) {
+	r.fam.groups["team"] = []im.UserID{"alice", "bob", "carol"}
+	r.register(im.DeviceKey{User: "carol", Device: "phone"}, Address{Provider: APNs, App: "ios", Token: "dd"})
+	r.mem.mu.Lock()
+	r.mem.writes, r.mem.failAt = 0, failAt
+	r.mem.mu.Unlock()
+	for i := range 6 {
+		r.say(dmAB, "bob", fmt.Sprint(i))
+		r.say("g/team", "bob", fmt.Sprint(i))
+		time.Sleep(time.Second)
+	}
+	r.stop()
+	r.mem.mu.Lock()
+	r.mem.failAt = 0
+	r.mem.mu.Unlock()
+}
+
+// wantAllRung wants every device rung for the last of talkUntil's messages, one id
+// for each message, and nothing left to do.
+func (r *rig) wantAllRung(failAt int) {
+	r.t.Helper()
+	synctest.Wait()
+	ids := map[string]string{} // by token, conversation and message
+	last := map[string]string{}
+	for _, p := range r.apns.pushes() {
+		k := p.To.Token + " " + p.Data["conv"]
+		if old := ids[k+p.Data["seq"]]; old != "" && old != p.ID {
+			r.t.Errorf("write %d: %s %s has two ids", failAt, k, p.Data["seq"])
+		}
+		ids[k+p.Data["seq"]], last[k] = p.ID, p.Data["seq"]
+	}
+	for _, k := range []string{"aa dm/bob", "aa g/team", "dd g/team"} {
+		if last[k] != "6" {
+			r.t.Errorf("write %d: %s was last rung for %q", failAt, k, last[k])
+		}
+	}
+	if r.g.Pending() != 0 {
+		r.t.Errorf("write %d: %d bells stay", failAt, r.g.Pending())
 	}
 }
 

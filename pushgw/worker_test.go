@@ -630,39 +630,10 @@ func TestAnAppThatIsGone(t *testing.T) {
 func TestACrashOfEveryWriteLosesNoBell(t *testing.T) {
 	for failAt := 2; failAt < 90; failAt++ {
 		inShop(t, 2, func(r *rig) {
-			r.fam.groups["team"] = []im.UserID{"alice", "bob", "carol"}
-			r.register(im.DeviceKey{User: "carol", Device: "phone"}, Address{Provider: APNs, App: "ios", Token: "dd"})
-			r.mem.mu.Lock()
-			r.mem.writes, r.mem.failAt = 0, failAt
-			r.mem.mu.Unlock()
-			for i := range 6 {
-				r.say(dmAB, "bob", fmt.Sprint(i))
-				r.say("g/team", "bob", fmt.Sprint(i))
-				time.Sleep(time.Second)
-			}
-			r.stop()
-			r.mem.mu.Lock()
-			r.mem.failAt = 0
-			r.mem.mu.Unlock()
+			r.talkUntil(failAt)
 			r.start()
 			time.Sleep(2 * time.Minute)
-			synctest.Wait()
-			ids, last := map[string]string{}, map[string]string{}
-			for _, p := range r.apns.pushes() {
-				k := p.To.Token + " " + p.Data["conv"]
-				if old := ids[k+p.Data["seq"]]; old != "" && old != p.ID {
-					t.Errorf("write %d: %s %s has two ids", failAt, k, p.Data["seq"])
-				}
-				ids[k+p.Data["seq"]], last[k] = p.ID, p.Data["seq"]
-			}
-			for _, k := range []string{"aa dm/bob", "aa g/team", "dd g/team"} {
-				if last[k] != "6" {
-					t.Errorf("write %d: %s was last rung for %q", failAt, k, last[k])
-				}
-			}
-			if r.g.Pending() != 0 {
-				t.Errorf("write %d: %d bells stay", failAt, r.g.Pending())
-			}
+			r.wantAllRung(failAt)
 		})
 	}
 }

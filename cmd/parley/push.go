@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/parley-im/parley/app"
-	"github.com/parley-im/parley/internal/logging"
 	"github.com/parley-im/parley/pushgw/pushtest"
 	"github.com/parley-im/parley/pushgw/webpush"
 )
@@ -35,26 +34,13 @@ func newPushCmd() *cobra.Command {
 }
 
 func pushWorker(cmd *cobra.Command, _ []string) error {
-	cfg, err := loadConfig(cmd)
-	if err != nil {
-		return err
-	}
-	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
-	ctx, stop := untilSignal()
-	defer stop()
-	w, err := app.NewPushWorker(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // stopped before it began
+	return runProcess(cmd, app.NewPushWorker, func(_ context.Context, w *app.PushWorker) {
+		ready := "parley push " + versionString() + " is ready:"
+		if w.Addr() != "" {
+			ready += " metrics=" + w.Addr()
 		}
-		return err
-	}
-	ready := "parley push " + versionString() + " is ready:"
-	if w.Addr() != "" {
-		ready += " metrics=" + w.Addr()
-	}
-	fmt.Fprintln(cmd.OutOrStdout(), ready)
-	return w.Run(ctx)
+		fmt.Fprintln(cmd.OutOrStdout(), ready)
+	})
 }
 
 // withServer calls the running server of the configuration.

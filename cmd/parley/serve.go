@@ -29,6 +29,20 @@ func newServeCmd() *cobra.Command {
 }
 
 func serve(cmd *cobra.Command, _ []string) error {
+	return runProcess(cmd, app.New, func(ctx context.Context, a *app.App) {
+		go func() {
+			select {
+			case <-a.Ready():
+				fmt.Fprintln(cmd.OutOrStdout(), readyLine(a.Addrs()))
+			case <-ctx.Done():
+			}
+		}()
+	})
+}
+
+// runProcess makes a process from the configuration, lets it announce itself, and
+// runs it until SIGTERM or SIGINT.
+func runProcess[P interface{ Run(context.Context) error }](cmd *cobra.Command, start func(context.Context, app.Options) (P, error), announce func(context.Context, P)) error {
 	cfg, err := loadConfig(cmd)
 	if err != nil {
 		return err
@@ -36,21 +50,15 @@ func serve(cmd *cobra.Command, _ []string) error {
 	log := logging.New(os.Stderr, cfg.Log.Level, cfg.Log.Format)
 	ctx, stop := untilSignal()
 	defer stop()
-	a, err := app.New(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
+	p, err := start(ctx, app.Options{Config: cfg, Log: log, Version: versionString()})
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil // stopped before it began
 		}
 		return err
 	}
-	go func() {
-		select {
-		case <-a.Ready():
-			fmt.Fprintln(cmd.OutOrStdout(), readyLine(a.Addrs()))
-		case <-ctx.Done():
-		}
-	}()
-	return a.Run(ctx)
+	announce(ctx, p)
+	return p.Run(ctx)
 }
 
 // untilSignal ends with SIGTERM or SIGINT; a second one ends the process at once.
