@@ -125,8 +125,20 @@ func (h *House) Start() {
 		}
 		return known
 	}
-	args := append([]string{"serve", "--data-dir", h.dir, "--mqtt.addr", addr(h.MQTT), "--http.addr", addr(h.HTTP), "--metrics.addr", addr(h.Metrics), "--log.level", "debug", "--log.format", "json"}, h.args...)
-	cmd := exec.Command(binary, args...)
+	var line string
+	h.cmd, h.exit, line = h.launch(h.log, append([]string{"serve", "--data-dir", h.dir, "--mqtt.addr", addr(h.MQTT), "--http.addr", addr(h.HTTP), "--metrics.addr", addr(h.Metrics), "--log.level", "debug", "--log.format", "json"}, h.args...))
+	for _, m := range listening.FindAllStringSubmatch(line, -1) {
+		if to := map[string]*string{"mqtt": &h.MQTT, "http": &h.HTTP, "metrics": &h.Metrics}[m[1]]; *to == "" {
+			*to = m[2] // after a restart it is the same
+		}
+	}
+}
+
+// launch starts parley with args and waits for the line that says it is ready. exit
+// gets what the process ends with.
+func (h *House) launch(log *logBook, args []string) (cmd *exec.Cmd, exit chan error, ready string) {
+	h.t.Helper()
+	cmd = exec.Command(binary, args...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		h.t.Fatal(err)
@@ -141,24 +153,20 @@ func (h *House) Start() {
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
-		_, _ = io.Copy(h.log, stderr)
+		_, _ = io.Copy(log, stderr)
 	}()
-	line, err := bufio.NewReader(stdout).ReadString('\n')
+	ready, err = bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		_ = cmd.Wait()
 		<-drained
-		h.t.Fatalf("the server did not start: %v\n%s", err, h.log)
+		h.t.Fatalf("parley %s did not start: %v\n%s", args[0], err, log)
 	}
-	for _, m := range listening.FindAllStringSubmatch(line, -1) {
-		if to := map[string]*string{"mqtt": &h.MQTT, "http": &h.HTTP, "metrics": &h.Metrics}[m[1]]; *to == "" {
-			*to = m[2] // after a restart it is the same
-		}
-	}
-	h.cmd, h.exit = cmd, make(chan error, 1)
+	exit = make(chan error, 1)
 	go func() {
 		<-drained
-		h.exit <- cmd.Wait()
+		exit <- cmd.Wait()
 	}()
+	return cmd, exit, ready
 }
 
 // Kill is kill -9.

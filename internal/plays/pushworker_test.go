@@ -1,7 +1,6 @@
 package plays
 
 import (
-	"bufio"
 	"bytes"
 	"io"
 	"math/rand/v2"
@@ -29,37 +28,12 @@ type bellringer struct {
 // Bellringer starts a push worker with the house's configuration.
 func (h *House) Bellringer() *bellringer {
 	h.t.Helper()
-	b := &bellringer{h: h, log: &logBook{}, exit: make(chan error, 1)}
-	b.cmd = exec.Command(binary, append([]string{"push", "--data-dir", h.dir, "--push.worker-addr", "127.0.0.1:0", "--log.level", "debug", "--log.format", "json"}, h.args...)...)
-	stderr, err := b.cmd.StderrPipe()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	stdout, err := b.cmd.StdoutPipe()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if err := b.cmd.Start(); err != nil {
-		h.t.Fatal(err)
-	}
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		_, _ = io.Copy(b.log, stderr)
-	}()
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		_ = b.cmd.Wait()
-		<-drained
-		h.t.Fatalf("parley push did not start: %v\n%s", err, b.log)
-	}
+	b := &bellringer{h: h, log: &logBook{}}
+	var line string
+	b.cmd, b.exit, line = h.launch(b.log, append([]string{"push", "--data-dir", h.dir, "--push.worker-addr", "127.0.0.1:0", "--log.level", "debug", "--log.format", "json"}, h.args...))
 	if m := listening.FindStringSubmatch(line); m != nil {
 		b.Metrics = m[2]
 	}
-	go func() {
-		<-drained
-		b.exit <- b.cmd.Wait()
-	}()
 	h.t.Cleanup(func() {
 		if b.cmd != nil {
 			b.Kill()
