@@ -71,7 +71,9 @@ func connackV3(code byte) byte {
 		return 2
 	case packets.ErrBadUsernameOrPassword.Code, packets.ErrBadAuthenticationMethod.Code:
 		return 4
-	case packets.ErrNotAuthorized.Code, packets.ErrTopicNameInvalid.Code:
+	case packets.ErrNotAuthorized.Code,
+		// A will that is never taken: 3 would have the client try again and again.
+		packets.ErrTopicNameInvalid.Code, packets.ErrPayloadFormatInvalid.Code, packets.ErrImplementationSpecificError.Code:
 		return 5
 	}
 	return 3

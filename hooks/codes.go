@@ -36,6 +36,8 @@ func connectCode(err error) byte {
 		return packets.ErrQuotaExceeded.Code
 	case im.TopicInvalid:
 		return packets.ErrTopicNameInvalid.Code
+	case im.Payload:
+		return packets.ErrPayloadFormatInvalid.Code
 	case im.Unsupported:
 		return packets.ErrImplementationSpecificError.Code
 	case im.Invalid:

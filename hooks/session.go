@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -152,6 +153,9 @@ func (s *session) take(p *broker.Publish, a *accept) error {
 	if l := s.g.opt.Limiter; l != nil && !l.Allow(s.me.User, len(p.Payload)) {
 		return im.Refuse(im.TooMany, "rate_limited", "too many messages, slow down")
 	}
+	if err := checkText(p.Props.PayloadFormat, p.Payload); err != nil {
+		return err
+	}
 	if t.Verb == im.VerbPlain {
 		a.kind = "plain"
 		return s.publishPlain(p, a)
@@ -177,6 +181,15 @@ func (s *session) take(p *broker.Publish, a *accept) error {
 		return s.whisper(p, a, t)
 	}
 	return s.state(p, a)
+}
+
+// checkText refuses a payload that its Payload Format Indicator calls UTF-8 and
+// that is not: no receiver is to find that out (section 3.3.2.3.2).
+func checkText(indicator byte, payload []byte) error {
+	if indicator == 1 && !utf8.Valid(payload) {
+		return im.Refuse(im.Payload, "not_utf8", "the Payload Format Indicator says UTF-8, the payload is not")
+	}
+	return nil
 }
 
 // message appends to the conversation's log.

@@ -2,6 +2,7 @@ package hooks
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,10 +37,8 @@ func (g *Gate) will(s *session, in *packets.Packet) (*will, error) {
 	w := &will{topic: t, delay: props.WillDelayInterval}
 	w.pub = publication{topic: in.Connect.WillTopic, body: in.Connect.WillPayload, typ: props.ContentType, qos: in.Connect.WillQos, retain: in.Connect.WillRetain,
 		utf8: props.PayloadFormat == 1, expiry: props.MessageExpiryInterval, props: willProps(props)}
-	for _, u := range props.User {
-		if u.Key == "id" {
-			w.id = u.Val
-		}
+	if i := slices.IndexFunc(props.User, func(u packets.UserProperty) bool { return u.Key == "id" }); i >= 0 {
+		w.id = props.User[i].Val
 	}
 	switch {
 	case len(w.pub.body) > g.opt.MaxBody:
@@ -52,8 +51,14 @@ func (g *Gate) will(s *session, in *packets.Packet) (*will, error) {
 		return nil, im.Refuse(im.TopicInvalid, "will_topic", "a will cannot be a request")
 	case w.pub.retain:
 		return nil, im.Refuse(im.Unsupported, "retained", "IM topics keep no retained message")
+	case t.Verb == im.VerbRead:
+		if _, err := im.ParseWatermark(string(w.pub.body)); err != nil {
+			return nil, err
+		}
+	case w.id != "" && im.CheckMessageID(w.id) != nil:
+		return nil, im.Refuse(im.Payload, "id_invalid", "the id of the will is not 1-64 characters of text")
 	}
-	return w, nil
+	return w, checkText(props.PayloadFormat, w.pub.body)
 }
 
 func willProps(p packets.Properties) []byte {
@@ -195,6 +200,9 @@ func (g *Gate) lastWord(ctx context.Context, s *session) error {
 		return err
 	default:
 		a := &store.Append{Entry: im.Entry{Body: w.pub.body, Type: w.pub.typ, ID: w.id}}
+		if w.pub.utf8 {
+			a.Entry.Flags |= im.FlagUTF8
+		}
 		if err := g.opt.Chat.Check(ctx, s.me, t, a); err != nil {
 			return err
 		}

@@ -351,6 +351,7 @@ func TestRefusals(t *testing.T) {
 		{"a watermark that is no number", message{topic: "dm/bob/read", body: "seven"}, 0x99},
 		{"a negative watermark", message{topic: "dm/bob/read", body: "-1"}, 0x99},
 		{"a state that is none", message{topic: "me/state", body: "asleep"}, 0x99},
+		{"text that is none", message{topic: "dm/bob", body: "\xff", text: true}, 0x99},
 		{"retained", message{topic: "dm/bob", body: "x", retain: true}, 0x83},
 		{"an unknown seq", message{topic: "g/" + g + "/edit/999", body: "x"}, 0x83},
 		{"a plain topic without a rule", message{topic: "devices/x", body: "1"}, 0x87},

@@ -67,6 +67,8 @@ type will struct {
 	qos         byte
 	retain      bool
 	delay       uint32
+	text        bool // Payload Format Indicator 1
+	user        []packets.UserProperty
 }
 
 type option func(*connectOptions)
@@ -110,6 +112,10 @@ func dial(h *House, device string, o connectOptions) (*Device, error) {
 	if o.will != nil {
 		pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload, pk.Connect.WillQos, pk.Connect.WillRetain = true, o.will.topic, []byte(o.will.body), o.will.qos, o.will.retain
 		pk.Connect.WillProperties.WillDelayInterval = o.will.delay
+		if o.will.text {
+			pk.Connect.WillProperties.PayloadFormat, pk.Connect.WillProperties.PayloadFormatFlag = 1, true
+		}
+		pk.Connect.WillProperties.User = o.will.user
 	}
 	pk.Properties = packets.Properties{SessionExpiryInterval: o.expiry, SessionExpiryIntervalFlag: o.expiry > 0, ReceiveMaximum: o.receive, MaximumPacketSize: o.maxSize,
 		AuthenticationMethod: o.method, AuthenticationData: []byte(o.data)}
@@ -302,6 +308,7 @@ type message struct {
 	correlation string
 	expiry      uint32
 	alias       uint16
+	text        bool // Payload Format Indicator 1
 }
 
 // Outcome is how a publish was answered.
@@ -329,6 +336,9 @@ func (d *Device) Post(m message) uint16 {
 	}
 	pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: m.qos, Retain: m.retain, Dup: m.dup}, TopicName: m.topic, Payload: []byte(m.body), PacketID: m.id,
 		Properties: packets.Properties{ContentType: m.typ, User: m.user, ResponseTopic: m.response, CorrelationData: []byte(m.correlation), MessageExpiryInterval: m.expiry, TopicAlias: m.alias, TopicAliasFlag: m.alias > 0}}
+	if m.text {
+		pk.Properties.PayloadFormat, pk.Properties.PayloadFormatFlag = 1, true
+	}
 	if err := d.write(pk); err != nil {
 		d.t.Fatalf("publish to %s: %v", m.topic, err)
 	}

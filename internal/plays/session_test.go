@@ -272,6 +272,36 @@ func TestWills(t *testing.T) {
 	if d := mallory.Connect("x", anyCode, withWill(will{topic: "devices/x"})); d.Connack.ReasonCode != 0x87 {
 		t.Errorf("a plain will without a rule: 0x%02x", d.Connack.ReasonCode)
 	}
+	if d := mallory.Connect("x", anyCode, v311, withWill(will{topic: "dm/bob", retain: true})); d.Connack.ReasonCode != 5 { // not 3, which says: try again later
+		t.Errorf("a retained will of 3.1.1: %d", d.Connack.ReasonCode)
+	}
+}
+
+func TestAWillIsAMessageLikeAnyOther(t *testing.T) {
+	_, alice, bob := stage(t)
+	b := bob.Connect("phone")
+	id := func(v string) []packets.UserProperty { return []packets.UserProperty{{Key: "id", Val: v}} }
+	for range 2 { // the same id, the same message
+		alice.Connect("lamp", withWill(will{topic: "dm/bob", body: "I fell", qos: 1, text: true, user: id("fall-1")})).Drop()
+		alice.Connect("lamp").Leave() // the first connection has ended
+	}
+	g := b.Expect("dm/alice", "I fell")
+	if g.Props["id"] != "fall-1" || g.Raw.Properties.PayloadFormat != 1 {
+		t.Errorf("%v, Payload Format Indicator %d", g.Props, g.Raw.Properties.PayloadFormat)
+	}
+	b.Quiet()
+	for why, w := range map[string]will{
+		"text that is none":        {topic: "dm/bob", body: "\xff", text: true},
+		"an id of 65 characters":   {topic: "dm/bob", body: "x", user: id(strings.Repeat("x", 65))},
+		"a watermark that is none": {topic: "dm/bob/read", body: "seven"},
+	} {
+		if d := alice.Connect("lamp", anyCode, withWill(w)); d.Connack.ReasonCode != 0x99 {
+			t.Errorf("a will with %s: 0x%02x, want 0x99", why, d.Connack.ReasonCode)
+		}
+		if d := alice.Connect("lamp", anyCode, v311, withWill(will{topic: "dm/bob/read", body: "seven"})); d.Connack.ReasonCode != 5 {
+			t.Errorf("3.1.1: %d, want 5", d.Connack.ReasonCode)
+		}
+	}
 }
 
 func TestQoS2IsOnce(t *testing.T) {
