@@ -140,6 +140,7 @@ func (d *Delivery) roomForDevice(ctx context.Context, u im.UserID) error {
 func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int64, out *Attached) error {
 	user, u := l.key.User, l.user
 	var entered []im.GroupID // by us
+	var found []*track       // likewise
 	for {
 		gen, parts := d.remembered(user, u)
 		if parts == nil {
@@ -162,7 +163,7 @@ func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int
 			return err
 		}
 		if resume {
-			err = d.findBehind(ctx, l, parts, heads, lastSeen, out)
+			found, err = d.findBehind(ctx, l, parts, heads, lastSeen, out, found)
 		} else {
 			err = d.startNow(ctx, l, parts, heads)
 		}
@@ -212,11 +213,12 @@ func (d *Delivery) startNow(ctx context.Context, l *Line, parts []store.Particip
 	return d.src.ResetCursors(ctx, l.key, cs)
 }
 
-// findBehind lines up, oldest activity first, the tracks the pump starts with.
-func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head, lastSeen int64, out *Attached) error {
+// findBehind lines up, oldest activity first, the tracks the pump starts with,
+// in place of those that it found before, from a list that has changed since.
+func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head, lastSeen int64, out *Attached, before []*track) (tracks []*track, err error) {
 	cursors, err := d.src.Cursors(ctx, l.key)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	type missed struct {
 		t  *track
@@ -242,8 +244,17 @@ func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Partic
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, t := range before {
+		if l.tracks[t.conv] == t {
+			l.drop(t) // where it begins, and whether at all, may be another matter now: the pump looks
+			again := l.track(t.conv)
+			again.upTo = t.upTo
+			l.fallBehind(again)
+		}
+	}
 	for _, m := range found {
 		t := m.t
+		tracks = append(tracks, t)
 		if old := l.tracks[t.conv]; old != nil { // offered since the line was registered
 			t.upTo = max(t.upTo, old.upTo)
 			l.behind = slices.DeleteFunc(l.behind, func(x *track) bool { return x == old })
@@ -259,7 +270,7 @@ func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Partic
 		}
 		l.behind = append(l.behind, t)
 	}
-	return nil
+	return tracks, nil
 }
 
 // resolve sets where the track stands from its stored cursor.

@@ -503,12 +503,18 @@ func (l *Line) read(conv im.ConvID, user im.UserID, seq im.Seq) {
 func (l *Line) forget(conv im.ConvID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t := l.tracks[conv]
-	if t == nil {
-		return
+	if t := l.tracks[conv]; t != nil {
+		l.drop(t)
 	}
+}
+
+// drop forgets a track, but not one that was made in its place since. Caller
+// holds mu.
+func (l *Line) drop(t *track) {
 	t.stopped = true // the pump may hold it
-	delete(l.tracks, conv)
+	if l.tracks[t.conv] == t {
+		delete(l.tracks, t.conv)
+	}
 	l.behind = slices.DeleteFunc(l.behind, func(x *track) bool { return x == t })
 }
 

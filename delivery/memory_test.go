@@ -22,6 +22,7 @@ type memory struct {
 	failing bool
 	read    func(im.ConvID) // called after each Range, before its result is used
 	looked  func()          // called once after the next Heads, before its result is used
+	asked   func()          // called once after the next Member, before its result is used
 }
 
 func newMemory() *memory {
@@ -92,17 +93,20 @@ func (m *memory) Heads(_ context.Context, cs []im.ConvID) ([]store.Head, error) 
 	defer m.mu.Unlock()
 	if fn := m.looked; fn != nil {
 		m.looked = nil
-		defer func() { // not under the lock
-			m.mu.Unlock()
-			fn()
-			m.mu.Lock()
-		}()
+		defer m.unlocked(fn)
 	}
 	hs := make([]store.Head, len(cs))
 	for i, c := range cs {
 		hs[i].Seq = im.Seq(len(m.logs[c]))
 	}
 	return hs, nil
+}
+
+// unlocked calls fn, not under the lock that the caller holds.
+func (m *memory) unlocked(fn func()) {
+	m.mu.Unlock()
+	defer m.mu.Lock()
+	fn()
 }
 
 func (m *memory) Trim(_ context.Context, c im.ConvID, upTo im.Seq) error {
@@ -136,6 +140,10 @@ func (m *memory) Member(_ context.Context, g im.GroupID, u im.UserID) (store.Mem
 		return store.Member{}, im.E(im.Unavailable, "memory", nil)
 	}
 	start, ok := m.members[g][u]
+	if fn := m.asked; fn != nil {
+		m.asked = nil
+		defer m.unlocked(fn)
+	}
 	if !ok {
 		return store.Member{}, im.E(im.NotFound, "memory", nil)
 	}

@@ -74,3 +74,50 @@ func TestARecallOvertakesWhatThePumpHasRead(t *testing.T) {
 		}
 	})
 }
+
+// TestALeaveOvertakesAnAttach: a device that returns while its user leaves a group
+// gets nothing of the group, whichever of the two is seen first.
+func TestALeaveOvertakesAnAttach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, d := lone(t.Context())
+		defer func() { m.stop() }()
+		group := m.convs[2]
+		d.w.Close(0)
+		m.d.Detach(m.ctx, d.at.Line, nil, nil)
+		m.commit(im.Entry{Conv: group, From: "alice", Body: []byte("x")})
+		m.mem.looked = func() { m.move(false) }
+		d.connect(0, false)
+		synctest.Wait()
+		if m.member || m.found() != "" {
+			t.Errorf("left %v: %s", !m.member, m.found())
+		}
+	})
+}
+
+// TestAJoinOvertakesALeaveThatThePumpFound: what the pump forgets, because it found
+// that the user is no member, is what it had in its hands, not what a join has made
+// meanwhile.
+func TestAJoinOvertakesALeaveThatThePumpFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, d := lone(t.Context())
+		defer func() { m.stop() }()
+		group := m.convs[2]
+		m.mem.setMember(modelGroup, modelUser, 0, false) // committed, and Left is not called yet
+		m.mem.asked = func() {
+			m.d.Left(modelGroup, modelUser)
+			m.mu.Lock()
+			m.member = false
+			m.mu.Unlock()
+			m.move(true)
+			m.commit(im.Entry{Conv: group, From: "alice", Body: []byte("x")})
+		}
+		m.commit(im.Entry{Conv: group, From: "alice", Body: []byte("x")})
+		for range 10 {
+			synctest.Wait()
+			d.ack(0)
+		}
+		if d.complete(); !m.member || m.found() != "" {
+			t.Errorf("back %v: %s", m.member, m.found())
+		}
+	})
+}

@@ -92,7 +92,9 @@ func (d *Delivery) turn(ctx context.Context, l *Line) (again bool) {
 			d.retryLater(l, t, err)
 			return false
 		} else if !member {
-			l.forget(t.conv)
+			l.mu.Lock()
+			l.drop(t)
+			l.mu.Unlock()
 			return l.moreBehind()
 		}
 	}
