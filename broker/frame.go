@@ -207,7 +207,7 @@ func (p *PublishProps) Forward() []byte {
 // Limits on what a packet may hold.
 const (
 	maxUserProps = 32
-	maxFilters   = 64
+	maxFilters   = 1024 // of a SUBSCRIBE or UNSUBSCRIBE: what each costs is bounded, so is what all do
 )
 
 type propSet uint64
@@ -440,7 +440,7 @@ func filterCount(n int) error {
 	case n == 0:
 		return &FrameError{Code: packets.ErrProtocolViolation.Code, Reason: "no filter"} // [MQTT-3.8.3-2]
 	case n > maxFilters:
-		return &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "more than 64 filters"}
+		return &FrameError{Code: packets.ErrPacketTooLarge.Code, Reason: "more than 1,024 filters"}
 	}
 	return nil
 }

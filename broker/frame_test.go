@@ -96,7 +96,7 @@ func TestChecksRefuse(t *testing.T) {
 		{"retain handling 3", "0001 00 0001 61 31", sub(5), 0x81},
 		{"options of MQTT 5 in 3.1.1", "0001 0001 61 05", sub(4), 0x81},
 		{"Subscription Identifier 0", "0001 02 0b 00 0001 61 01", sub(5), 0x82},
-		{"65 filters", "0001" + strings.Repeat("0001 61 01", 65), sub(4), 0x95},
+		{"1,025 filters", "0001" + strings.Repeat("0001 61 01", 1025), sub(4), 0x95},
 		{"UNSUBSCRIBE without a filter", "0001", unsub(4), 0x82},
 		{"UNSUBSCRIBE cut short", "0001 0005 61", unsub(4), 0x81},
 

@@ -39,11 +39,16 @@ func (s *session) Subscribe(pk *packets.Packet) error {
 			inPlain, err = s.maySubscribe(parsed)
 		}
 		at := slices.IndexFunc(subs, func(x store.Subscription) bool { return x.Filter == f.Filter })
-		if err == nil && at < 0 && len(subs) >= s.g.opt.MaxSubscriptions {
+		full := at < 0 && len(subs) >= s.g.opt.MaxSubscriptions
+		if full && err == nil && (inPlain || !idle(subs, sub, parsed)) {
 			err = im.Refuse(im.TooMany, "too_many_subscriptions", "too many subscriptions")
 		}
 		if err != nil {
 			codes = append(codes, subscribeCode(err, s.c.Version()))
+			continue
+		}
+		if full { // granted, but there is nothing to remember
+			codes = append(codes, sub.QoS)
 			continue
 		}
 		isNew := at < 0 || subs[at].QoS == delivery.Stop
@@ -89,6 +94,13 @@ func (s *session) maySubscribe(f im.Filter) (plain bool, err error) {
 		return false, nil
 	}
 	return false, im.Refuse(im.Forbidden, "rule", "no rule allows you to subscribe here")
+}
+
+// idle reports whether an IM filter changes nothing of what a session with subs
+// gets: a client may name each of its conversations, however many it has.
+func idle(subs []store.Subscription, sub store.Subscription, f im.Filter) bool {
+	asks := sub.QoS == 0 || sub.ID > 0 || f.Topic == "sent" || strings.HasPrefix(f.Topic, "presence/")
+	return !asks && !slices.ContainsFunc(subs, func(x store.Subscription) bool { return x.QoS != 1 }) // lowered or stopped: it may raise that
 }
 
 // unstop removes the stops that a new IM filter takes back.

@@ -539,20 +539,26 @@ func (d *Device) Call(op, params string, out any) (code string) {
 // Subscribe subscribes and returns the code of the SUBACK.
 func (d *Device) Subscribe(filter string, qos byte, more ...func(*packets.Subscription)) byte {
 	d.t.Helper()
-	d.nextID++
-	id := d.nextID
 	sub := packets.Subscription{Filter: filter, Qos: qos}
 	for _, m := range more {
 		m(&sub)
 	}
-	pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: id, Filters: packets.Subscriptions{sub}}
-	if sub.Identifier > 0 {
-		pk.Properties.SubscriptionIdentifier = []int{sub.Identifier}
+	return d.SubscribeAll(sub)[0]
+}
+
+// SubscribeAll subscribes with one packet and returns the codes of the SUBACK.
+func (d *Device) SubscribeAll(subs ...packets.Subscription) []byte {
+	d.t.Helper()
+	d.nextID++
+	id := d.nextID
+	pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: id, Filters: subs}
+	if n := subs[0].Identifier; n > 0 {
+		pk.Properties.SubscriptionIdentifier = []int{n}
 	}
 	if err := d.write(pk); err != nil {
 		d.t.Fatal(err)
 	}
-	return d.wait(packets.Suback, id).ReasonCodes[0]
+	return d.wait(packets.Suback, id).ReasonCodes
 }
 
 // Unsubscribe unsubscribes.

@@ -87,6 +87,44 @@ func TestSubscriptionIdentifiersComeBack(t *testing.T) {
 	want(b.Expect("dm/alice", "last"), 7)
 }
 
+func TestManyFiltersInOnePacket(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	h.Friends(alice, bob)
+	a, b := alice.Connect("lamp"), bob.Connect("phone")
+	count := func(codes []byte, code byte) (n int) {
+		for _, c := range codes {
+			if c == code {
+				n++
+			}
+		}
+		return n
+	}
+	filters := func(form string, n int) (subs []packets.Subscription) {
+		for i := range n {
+			subs = append(subs, packets.Subscription{Filter: fmt.Sprintf(form, i), Qos: 1})
+		}
+		return subs
+	}
+	// One for each friend, as a client does that knows no other servers: all are accepted.
+	friends := append(filters("dm/friend%d", 300), packets.Subscription{Filter: "dm/alice", Qos: 1})
+	if codes := b.SubscribeAll(friends...); count(codes, 1) != 301 {
+		t.Errorf("of 301 IM filters %d are granted", count(codes, 1))
+	}
+	a.Publish("dm/bob", "hi")
+	b.Expect("dm/alice", "hi")
+	// What would change something and has no room is refused, one by one.
+	if code := b.Subscribe("dm/+", 0); code != 0x97 {
+		t.Errorf("over the limit: 0x%02x", code)
+	}
+	c := bob.Connect("desk")
+	if codes := c.SubscribeAll(filters("open/%d", 120)...); count(codes, 1) != 100 || count(codes, 0x97) != 20 {
+		t.Errorf("of 120 plain filters %d are granted, %d refused for their number", count(codes, 1), count(codes, 0x97))
+	}
+	a.Publish("open/99", "the last that fits")
+	c.Expect("open/99", "the last that fits")
+}
+
 func TestAWillWithADelayWaitsForTheDevice(t *testing.T) {
 	_, alice, bob := stage(t)
 	b := bob.Connect("phone")
