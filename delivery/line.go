@@ -45,10 +45,19 @@ type Line struct {
 	waiting []waiting
 }
 
-// waiting is a QoS 1 note that found the window closed.
+// waiting is a QoS 1 note that found the window closed, or a stream of notes.
 type waiting struct {
 	note   *Note
 	parcel *Parcel
+	stream *stream
+}
+
+// stream is notes that are made when their turn comes: see Line.Stream.
+type stream struct {
+	name string
+	next func() (*Note, byte)
+	note *Note // made, and not taken by the wire yet
+	qos  byte
 }
 
 // maxWaiting bounds the volatile queue of a line; beyond it notes are dropped
@@ -267,16 +276,8 @@ func (l *Line) resume() {
 	if l.closed || !l.started || l.full {
 		return
 	}
-	for len(l.waiting) > 0 && l.room() {
-		w := l.waiting[0]
-		if out := l.writeVolatile(w, 1); out == Full || out == Closed {
-			return
-		}
-		l.waiting[0] = waiting{}
-		l.waiting = l.waiting[1:]
-	}
-	if len(l.waiting) == 0 {
-		l.waiting = nil
+	if !l.writeWaiting() {
+		return
 	}
 	if l.queued {
 		return // the pump will see to it
@@ -287,6 +288,43 @@ func (l *Line) resume() {
 	}
 	l.queued = true
 	l.d.pump(l)
+}
+
+// writeWaiting writes the notes that wait, in turn, as far as the window is open,
+// and reports false if the wire is full. Caller holds mu.
+func (l *Line) writeWaiting() bool {
+	for len(l.waiting) > 0 && l.room() {
+		w := l.waiting[0]
+		if w.stream != nil {
+			if l.full {
+				return false
+			}
+			if !l.writeNext(w.stream) {
+				continue
+			}
+		} else if out := l.writeVolatile(w, 1); out == Full || out == Closed {
+			return false
+		}
+		l.waiting[0] = waiting{}
+		l.waiting = l.waiting[1:]
+	}
+	if len(l.waiting) == 0 {
+		l.waiting = nil
+	}
+	return true
+}
+
+// writeNext writes one note of a stream and reports true if there was none left.
+func (l *Line) writeNext(s *stream) (end bool) {
+	if s.note == nil {
+		if s.note, s.qos = s.next(); s.note == nil {
+			return true
+		}
+	}
+	if out := l.writeVolatile(waiting{note: s.note}, s.qos); out != Full && out != Closed {
+		s.note = nil
+	}
+	return false
 }
 
 // writeReady writes what was read for the first track that is behind, as far as
@@ -341,6 +379,21 @@ func (l *Line) Note(n *Note, qos byte) { l.volatile(waiting{note: n}, qos) }
 // Volatile sends an entry that is in no log of this device: what the plain
 // space has for a session without a queue.
 func (l *Line) Volatile(p *Parcel, qos byte) { l.volatile(waiting{parcel: p}, qos) }
+
+// Stream sends the notes that next makes, with their QoS, until it makes none,
+// in turn with what else waits: as many as there are, without a queue of them.
+// An earlier stream of that name that is still under way is given up. next is
+// called with the line locked: it must be quick, and never call the line.
+func (l *Line) Stream(name string, next func() (*Note, byte)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.waiting = slices.DeleteFunc(l.waiting, func(w waiting) bool { return w.stream != nil && w.stream.name == name })
+	l.waiting = append(l.waiting, waiting{stream: &stream{name: name, next: next}})
+	l.resume()
+}
 
 func (l *Line) volatile(w waiting, qos byte) {
 	l.mu.Lock()

@@ -130,13 +130,22 @@ func (g *Gate) plan(pub publication, from im.UserID, device im.DeviceID, packet 
 	return as
 }
 
-// sendRetained writes the retained messages of a new subscription.
+// sendRetained writes the retained messages of a new subscription, but for those
+// that are replaced before their turn: who replaced them was told to subscribers.
 func (s *session) sendRetained(f im.Filter, sub store.Subscription) {
-	for _, m := range s.g.opt.Plain.Retained(f) {
-		var ids []int
-		if sub.ID > 0 {
-			ids = []int{sub.ID}
-		}
-		s.line.Note(&delivery.Note{Topic: m.Topic, Body: m.Body, Props: m.Props, TS: m.TS, Retain: true, SubIDs: ids}, min(m.QoS, sub.QoS))
+	var ids []int
+	if sub.ID > 0 {
+		ids = []int{sub.ID}
 	}
+	space := s.g.opt.Plain
+	ms := space.Retained(f)
+	s.line.Stream(sub.Filter, func() (*delivery.Note, byte) {
+		for len(ms) > 0 {
+			m := ms[0]
+			if ms = ms[1:]; space.Current(m) {
+				return &delivery.Note{Topic: m.Topic, Body: m.Body, Props: m.Props, TS: m.TS, Retain: true, SubIDs: ids}, min(m.QoS, sub.QoS)
+			}
+		}
+		return nil, 0
+	})
 }

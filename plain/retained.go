@@ -54,18 +54,32 @@ func (n *rnode) remove(levels []string, kept *int) (empty bool) {
 }
 
 // Retained returns the retained messages that match the filter and have not
-// expired [MQTT-3.3.2-5].
-func (s *Space) Retained(f im.Filter) []store.RetainedMessage {
+// expired [MQTT-3.3.2-5]. They are shared: nobody may write to them.
+func (s *Space) Retained(f im.Filter) []*store.RetainedMessage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	var out []store.RetainedMessage
+	var out []*store.RetainedMessage
 	now := s.now().UnixMilli()
 	s.mu.retained.match(strings.Split(f.Topic, "/"), func(m *store.RetainedMessage) {
 		if m.Expires == 0 || m.Expires > now {
-			out = append(out, *m)
+			out = append(out, m)
 		}
 	})
 	return out
+}
+
+// Current reports whether m, which Retained returned, was not replaced or removed
+// since.
+func (s *Space) Current(m *store.RetainedMessage) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := &s.mu.retained
+	for l := range strings.SplitSeq(m.Topic, "/") {
+		if n = n.kids[l]; n == nil {
+			return false
+		}
+	}
+	return n.msg == m
 }
 
 func (n *rnode) match(levels []string, fn func(*store.RetainedMessage)) {

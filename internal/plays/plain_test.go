@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -106,6 +107,56 @@ func TestPlainIsOrdinaryMQTT(t *testing.T) {
 	last := bob.Connect("last")
 	last.Subscribe("open/#", 1)
 	last.Quiet()
+}
+
+// TestEveryRetainedMessageComes: as many as there are, to readers fast and slow, and
+// none that was replaced while it waited.
+func TestEveryRetainedMessageComes(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	a := alice.Connect("lamp")
+	const n = 2500
+	topic := func(i int) string { return fmt.Sprintf("open/%d", i) }
+	for i := range n {
+		a.Post(message{topic: topic(i), body: "old " + strings.Repeat("x", 100), qos: byte(i % 2), retain: true})
+	}
+	a.Publish("open", "all are there")
+	for _, qos := range []byte{0, 1} {
+		b := bob.Connect("phone", clean)
+		b.Subscribe("open/+", qos)
+		seen := map[string]bool{}
+		for range n {
+			g := b.Next()
+			if !g.Retain || seen[g.Topic] {
+				t.Fatalf("%+v", g)
+			}
+			seen[g.Topic] = true
+		}
+		b.Quiet()
+		b.Leave()
+	}
+	// A reader that takes its time: what was replaced while it waited does not come
+	// after what replaced it.
+	slow := bob.Connect("slow", clean, manual, withReceiveMaximum(10))
+	slow.Subscribe("open/+", 1)
+	g := slow.Next()
+	const fresh = 500
+	for i := range fresh {
+		a.Send(message{topic: topic(i), body: "new", qos: 1, retain: true})
+	}
+	last := map[string]string{g.Topic: g.Body}
+	for news := 0; len(last) < n || news < fresh; {
+		if g.QoS > 0 {
+			slow.Ack(g.ID)
+		}
+		g = slow.Next()
+		if last[g.Topic] == "new" {
+			t.Fatalf("after the new one on %s: %q", g.Topic, g.Body)
+		}
+		if last[g.Topic] = g.Body; g.Body == "new" {
+			news++
+		}
+	}
 }
 
 func TestPlainSessionsQueueAcrossARestart(t *testing.T) {
