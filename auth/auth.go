@@ -229,8 +229,8 @@ func pairOf(user im.UserID, addr string) string {
 
 // password checks one, slowly; failures are counted. It takes as long for a user
 // that does not exist, and says the same.
-func (a *Auth) password(ctx context.Context, user im.UserID, password, addr string) (store.User, error) {
-	now := a.opt.Now()
+func (a *Auth) password(ctx context.Context, user im.UserID, password, from string) (store.User, error) {
+	now, addr := a.opt.Now(), counted(from)
 	pair := pairOf(user, addr)
 	if wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now)); wait > 0 {
 		return store.User{}, tooManyErr(wait)
@@ -429,7 +429,8 @@ func (a *Auth) update(ctx context.Context, user im.UserID, fn func(*store.User))
 
 // CheckConnect checks the credentials of a CONNECT: the account's password, or
 // an access token in its place, with which the user name may be empty.
-func (a *Auth) CheckConnect(ctx context.Context, username string, password []byte, _ im.DeviceID, addr string) (Identity, error) {
+func (a *Auth) CheckConnect(ctx context.Context, username string, password []byte, _ im.DeviceID, from string) (Identity, error) {
+	addr := counted(from)
 	if looksLikeToken(password) {
 		id, err := a.CheckToken(ctx, string(password))
 		if err == nil && username != "" && username != string(id.User) {

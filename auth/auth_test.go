@@ -6,7 +6,9 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -249,8 +251,9 @@ func TestBackOff(t *testing.T) {
 	}
 	err := fail("192.0.2.1")
 	d.want(im.TooMany, err, "the eleventh")
-	if w := RetryAfter(err); w <= 0 || w > 5*time.Minute {
-		t.Errorf("retry after %s", w)
+	var r interface{ RetryAfter() time.Duration }
+	if !errors.As(err, &r) || r.RetryAfter() <= 0 || r.RetryAfter() > 5*time.Minute {
+		t.Errorf("%v does not say how long to wait", err)
 	}
 	_, err = d.Login(ctx, "alice", "correct-horse", "", "192.0.2.1")
 	d.want(im.TooMany, err, "even with the password")
@@ -263,6 +266,32 @@ func TestBackOff(t *testing.T) {
 
 // TestFailuresAtOnceAreAllCounted: guesses that arrive together must not slip
 // past the limit because none of them has failed yet.
+// Somebody with a network of IPv6 has as many addresses as they like: they are
+// one, also where the address is that of IPv4 in other clothes.
+func TestFailuresAreCountedByNetwork(t *testing.T) {
+	for _, addrs := range [][2]string{{"2001:db8:1:2::%x", "2001:db8:1:3::1"}, {"::ffff:192.0.2.1", "192.0.2.2"}} {
+		t.Run(addrs[1], func(t *testing.T) {
+			d := newDesk(t)
+			for i := range 10 {
+				addr := addrs[0]
+				if strings.Contains(addr, "%x") {
+					addr = fmt.Sprintf(addr, i+1)
+				}
+				if i == 9 && addr == "::ffff:192.0.2.1" {
+					addr = "192.0.2.1"
+				}
+				_, err := d.Login(ctx, "alice", "wrong-horse", "", addr)
+				d.want(im.Unauthorized, err, addr)
+			}
+			last := strings.Replace(addrs[0], "%x", "77", 1)
+			_, err := d.CheckConnect(ctx, "alice", []byte("correct-horse"), "phone", last)
+			d.want(im.TooMany, err, last)
+			_, err = d.Login(ctx, "alice", "correct-horse", "", addrs[1])
+			d.ok(err, addrs[1])
+		})
+	}
+}
+
 func TestFailuresAtOnceAreAllCounted(t *testing.T) {
 	d := newDesk(t)
 	var tried atomic.Int32
@@ -485,5 +514,23 @@ func TestTooManyLoginsAtOnceAreRefused(t *testing.T) {
 	d.want(im.Unavailable, err, "with nobody to serve it")
 	if n := len(d.queue); n != 0 {
 		t.Errorf("%d are still waiting", n)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	for _, c := range []struct{ why, a, b string }{
+		{"two hosts of one /64 are one customer", "2001:db8::1", "2001:db8::ffff:2"},
+		{"a mapped IPv4 address is that IPv4 address", "::ffff:192.0.2.1", "192.0.2.1"},
+		{"the zone is ours, not theirs", "fe80::1%eth0", "fe80::2"},
+	} {
+		if x, y := Network(netip.MustParseAddr(c.a)), Network(netip.MustParseAddr(c.b)); x != y {
+			t.Errorf("%s: %v and %v", c.why, x, y)
+		}
+	}
+	if Network(netip.MustParseAddr("192.0.2.1")) == Network(netip.MustParseAddr("192.0.2.2")) {
+		t.Error("two IPv4 hosts are counted as one")
+	}
+	if Network(netip.Addr{}).IsValid() {
+		t.Error("no address became one")
 	}
 }

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
@@ -21,6 +22,28 @@ type throttle struct {
 
 type strikes struct {
 	at []time.Time // the last ones, oldest first, at most limit
+}
+
+// Network is the address under which a caller is counted: one host of IPv4, one
+// /64 of IPv6, which is what a single customer is given.
+func Network(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
+}
+
+// counted is the name under which the failures from addr are counted. What is no
+// address of IP, as that of a unix socket, stands for itself.
+func counted(addr string) string {
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		return addr
+	}
+	return Network(a).String()
 }
 
 func newThrottle(limit int, window time.Duration) *throttle {
@@ -87,25 +110,12 @@ func (s *strikes) trim(before time.Time) {
 	s.at = append(s.at[:0], s.at[n:]...)
 }
 
-// RetryAfter returns how long to wait after an error of kind TooMany, rounded up
-// to seconds; 0 if err says nothing of it.
-func RetryAfter(err error) time.Duration {
-	for err != nil {
-		if t, ok := err.(*tooMany); ok {
-			return t.wait
-		}
-		u, ok := err.(interface{ Unwrap() error })
-		if !ok {
-			return 0
-		}
-		err = u.Unwrap()
-	}
-	return 0
-}
-
 type tooMany struct{ wait time.Duration }
 
 func (t *tooMany) Error() string { return "retry after " + t.wait.String() }
+
+// RetryAfter is how long to wait: what the edge tells who has to.
+func (t *tooMany) RetryAfter() time.Duration { return t.wait }
 
 func tooManyErr(wait time.Duration) error {
 	wait = (wait + time.Second - 1).Truncate(time.Second)

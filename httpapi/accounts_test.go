@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -99,5 +100,17 @@ func TestPasswordTriesOverRPCCountByAddress(t *testing.T) {
 	}
 	if err := try("192.0.2.2", "correct-horse"); err != nil {
 		t.Errorf("from another address: %v", err)
+	}
+}
+
+// Who has to wait is told how long.
+func TestRetryAfterIsTheWait(t *testing.T) {
+	base := serve(t, desk(t).Handler())
+	var g got
+	for range 11 {
+		g = exchangeWith(t, base, send{method: "POST", path: "/v1/login", body: `{"user":"alice","password":"wrong-horse"}`})
+	}
+	if wait, _ := strconv.Atoi(g.header.Get("Retry-After")); g.status != http.StatusTooManyRequests || wait <= 240 || wait > 300 {
+		t.Errorf("after ten failures in five minutes: %d, Retry-After %q", g.status, g.header.Get("Retry-After"))
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
+	"github.com/parley-im/parley/auth"
 	"github.com/parley-im/parley/im"
 )
 
@@ -96,7 +97,7 @@ func (a *API) throttle(x *exchange, op *operation, _ http.ResponseWriter, _ *htt
 		}
 	}
 	if op.id == opRegister {
-		if wait, ok := a.limits.register.take(network(x.addr), now); !ok {
+		if wait, ok := a.limits.register.take(auth.Network(x.addr), now); !ok {
 			return tooMany(wait)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"github.com/parley-im/parley/auth"
 )
 
 // exchange is what the room knows of one request. It travels in the context:
@@ -44,7 +46,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if a.limits != nil {
-		if wait, ok := a.limits.address.take(network(x.addr), begun); !ok {
+		if wait, ok := a.limits.address.take(auth.Network(x.addr), begun); !ok {
 			tooMany(wait).write(out)
 			return
 		}

@@ -118,15 +118,3 @@ func newLimits(l Limits) *limits {
 func tooMany(wait time.Duration) *problem {
 	return newProblem(429, codeTooMany, "too many requests: wait as long as Retry-After says").retryAfter(wait)
 }
-
-// network is the address under which a caller is counted: one host of IPv4, one
-// /64 of IPv6, which is what a single customer is given.
-func network(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
-}

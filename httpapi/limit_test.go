@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 )
@@ -36,23 +35,5 @@ func TestBucketsAreBounded(t *testing.T) {
 		if n := len(b.mu.byKey); n > 100 {
 			t.Fatalf("%d keys are remembered, want at most 100", n)
 		}
-	}
-}
-
-func TestNetwork(t *testing.T) {
-	for _, c := range []struct{ why, a, b string }{
-		{"two hosts of one /64 are one customer", "2001:db8::1", "2001:db8::ffff:2"},
-		{"a mapped IPv4 address is that IPv4 address", "::ffff:192.0.2.1", "192.0.2.1"},
-		{"the zone is ours, not theirs", "fe80::1%eth0", "fe80::2"},
-	} {
-		if x, y := network(netip.MustParseAddr(c.a)), network(netip.MustParseAddr(c.b)); x != y {
-			t.Errorf("%s: %v and %v", c.why, x, y)
-		}
-	}
-	if network(netip.MustParseAddr("192.0.2.1")) == network(netip.MustParseAddr("192.0.2.2")) {
-		t.Error("two IPv4 hosts are counted as one")
-	}
-	if network(netip.Addr{}).IsValid() {
-		t.Error("no address became one")
 	}
 }
