@@ -8,9 +8,12 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"hash/maphash"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/parley-im/parley/im"
@@ -86,6 +89,47 @@ type Auth struct {
 	users            userCache
 	revoked          revokedFamilies
 	changes          sync.Mutex // PutSecret of keys and revoked families
+	turns            turns
+	newest           atomic.Int64 // Unix ms of the latest thing issued: the clock may be set back
+	grants           atomic.Int64
+}
+
+// turns keep reading an account, for what is issued on its word, and revoking
+// what was issued apart: whatever was issued by the old row is dated before the
+// revocation. Users share them by hash.
+type turns [64]sync.RWMutex
+
+var turnSeed = maphash.MakeSeed()
+
+func (t *turns) of(u im.UserID) *sync.RWMutex {
+	return &t[maphash.String(turnSeed, string(u))%uint64(len(t))]
+}
+
+// row reads an account and the time, before which nothing is dated that is issued
+// on its word, and after which nothing: a revocation that follows covers it,
+// however long a password takes to check or a token to be stored.
+func (a *Auth) row(ctx context.Context, user im.UserID, read func(context.Context, im.UserID) (store.User, error)) (u store.User, at time.Time, err error) {
+	turn := a.turns.of(user)
+	turn.RLock()
+	defer turn.RUnlock()
+	at = a.opt.Now()
+	u, err = read(ctx, user)
+	for ms := max(at.UnixMilli(), u.NotBefore); ; {
+		if was := a.newest.Load(); was >= ms || a.newest.CompareAndSwap(was, ms) {
+			return u, at, err
+		}
+	}
+}
+
+// latest is the latest time that something issued to the user may be dated, which
+// is later than now if the clock was set back.
+func (a *Auth) latest(ctx context.Context, user im.UserID) (int64, error) {
+	ms := max(a.nowMS(), a.newest.Load())
+	err := a.st.DropTokens(ctx, user, func(t store.Token) bool { // drops none
+		ms = max(ms, t.Issued)
+		return true
+	})
+	return ms, err
 }
 
 // New makes an Auth; the first one on a store makes its signing key.
@@ -212,11 +256,11 @@ func (a *Auth) Login(ctx context.Context, user im.UserID, password string, devic
 	if device != "" && !device.Valid() {
 		return Grant{}, im.Refuse(im.Invalid, "device_invalid", "a device id is 1-64 characters of A-Z a-z 0-9 . _ -")
 	}
-	u, err := a.password(ctx, user, password, addr)
+	u, at, err := a.password(ctx, user, password, addr)
 	if err != nil {
 		return Grant{}, err
 	}
-	return a.grant(ctx, u, device, random(12))
+	return a.grant(ctx, u, at, device, familyOf(user))
 }
 
 // pairOf names an account and an address: what failures are counted by.
@@ -227,27 +271,28 @@ func pairOf(user im.UserID, addr string) string {
 	return string(user) + " " + addr
 }
 
-// password checks one, slowly; failures are counted. It takes as long for a user
-// that does not exist, and says the same.
-func (a *Auth) password(ctx context.Context, user im.UserID, password, from string) (store.User, error) {
+// password checks one, slowly, and returns the account and when it was read;
+// failures are counted. It takes as long for a user that does not exist, and says
+// the same.
+func (a *Auth) password(ctx context.Context, user im.UserID, password, from string) (u store.User, at time.Time, err error) {
 	now, addr := a.opt.Now(), counted(from)
 	pair := pairOf(user, addr)
 	if wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now)); wait > 0 {
-		return store.User{}, tooManyErr(wait)
+		return u, at, tooManyErr(wait)
 	}
-	u, err := store.User{}, error(errCredentials)
+	err = errCredentials
 	if user.Valid() {
-		u, err = a.st.User(ctx, user)
+		u, at, err = a.row(ctx, user, a.st.User)
 	}
 	if err != nil && !im.Is(err, im.NotFound) && err != error(errCredentials) {
-		return store.User{}, err
+		return u, at, err
 	}
 	hash := u.Password
 	if err != nil || hash == "" {
 		hash = a.dummy
 	}
 	if e := a.slot(ctx); e != nil {
-		return store.User{}, e
+		return u, at, e
 	}
 	// Failures that arrived together are counted one by one: look again in turn.
 	wait := max(a.pairs.check(pair, now), a.addresses.check(addr, now))
@@ -255,29 +300,40 @@ func (a *Auth) password(ctx context.Context, user im.UserID, password, from stri
 	a.leave()
 	switch {
 	case wait > 0:
-		return store.User{}, tooManyErr(wait)
+		return u, at, tooManyErr(wait)
 	case !ok || err != nil || u.Password == "":
 		a.pairs.strike(pair, now)
 		a.addresses.strike(addr, now)
-		return store.User{}, errCredentials
+		return u, at, errCredentials
 	case u.Disabled:
-		return store.User{}, im.Refuse(im.Disabled, "disabled", "the account is disabled")
+		return u, at, im.Refuse(im.Disabled, "disabled", "the account is disabled")
 	}
-	return u, nil
+	return u, at, nil
 }
 
-// grant issues an access token and a refresh token of a family.
-func (a *Auth) grant(ctx context.Context, u store.User, device im.DeviceID, family string) (Grant, error) {
-	now := a.opt.Now()
+// grant issues an access token and a refresh token of a family on the word of an
+// account as it was at the time now.
+func (a *Auth) grant(ctx context.Context, u store.User, now time.Time, device im.DeviceID, family string) (Grant, error) {
 	secret := random(32)
 	err := a.st.PutToken(ctx, store.Token{Hash: hashToken(secret), User: u.ID, Device: device, Family: family,
 		Issued: max(now.UnixMilli(), u.NotBefore), Expires: now.Add(a.opt.RefreshTTL).UnixMilli()})
 	if err != nil {
 		return Grant{}, err
 	}
+	if a.grants.Add(1)%pruneEvery == 0 {
+		ms := now.UnixMilli()
+		if err := a.st.DropTokens(ctx, u.ID, func(t store.Token) bool { return t.Expires > ms }); err != nil {
+			return Grant{}, err
+		}
+	}
 	token, err := a.issue(u, device, family, now)
 	return Grant{Token: token, RefreshToken: secret, ExpiresIn: a.opt.TokenTTL, User: u.ID}, err
 }
+
+// pruneEvery is after how many grants the expired refresh tokens of one user go: the
+// user's who is granted that one. Used ones stay until they expire, to be known if
+// they are used again.
+const pruneEvery = 32
 
 // reuseGrace is how long after its use a refresh token may be used again: the
 // first answer may have been lost on a mobile network. Later it is theft.
@@ -303,7 +359,7 @@ func (a *Auth) Refresh(ctx context.Context, refresh string) (Grant, error) {
 		}
 		return Grant{}, errCredentials
 	}
-	u, err := a.st.User(ctx, t.User)
+	u, at, err := a.row(ctx, t.User, a.st.User)
 	if im.Is(err, im.NotFound) {
 		return Grant{}, errCredentials
 	}
@@ -316,7 +372,7 @@ func (a *Auth) Refresh(ctx context.Context, refresh string) (Grant, error) {
 	case u.Disabled:
 		return Grant{}, im.Refuse(im.Disabled, "disabled", "the account is disabled")
 	}
-	return a.grant(ctx, u, t.Device, t.Family)
+	return a.grant(ctx, u, at, t.Device, t.Family)
 }
 
 // Logout ends the login that id came from: both its tokens, and what is
@@ -329,9 +385,19 @@ func (a *Auth) Logout(ctx context.Context, id Identity) error {
 	return a.revokeFamily(ctx, id.User, id.Family, "logout")
 }
 
+// familyOf names a new login of a user.
+func familyOf(user im.UserID) string { return string(user) + "/" + random(12) }
+
 func (a *Auth) revokeFamily(ctx context.Context, user im.UserID, family, reason string) error {
-	if err := a.saveRevoked(ctx, family); err != nil {
+	latest, err := a.latest(ctx, user)
+	if err != nil {
 		return err
+	}
+	switch full, err := a.saveRevoked(ctx, user, family, latest); {
+	case err != nil:
+		return err
+	case full:
+		return a.change(ctx, user, reason, func(*store.User) {})
 	}
 	if err := a.st.DropTokens(ctx, user, func(t store.Token) bool { return t.Family != family }); err != nil {
 		return err
@@ -349,7 +415,7 @@ func (a *Auth) tell(r Revocation) {
 // ChangePassword replaces one's password after checking the old one. Everything
 // issued before is revoked.
 func (a *Auth) ChangePassword(ctx context.Context, user im.UserID, old, password, addr string) error {
-	if _, err := a.password(ctx, user, old, addr); err != nil {
+	if _, _, err := a.password(ctx, user, old, addr); err != nil {
 		return err
 	}
 	return a.SetPassword(ctx, user, password)
@@ -398,10 +464,16 @@ func (a *Auth) SetName(ctx context.Context, user im.UserID, name string) error {
 
 // change updates the account and revokes all that was issued before.
 func (a *Auth) change(ctx context.Context, user im.UserID, reason string, fn func(*store.User)) error {
-	err := a.update(ctx, user, func(u *store.User) {
-		fn(u)
-		u.NotBefore = max(a.nowMS(), u.NotBefore) + 1 // what was issued in this very millisecond is from before
-	})
+	turn := a.turns.of(user)
+	turn.Lock()
+	latest, err := a.latest(ctx, user)
+	if err == nil {
+		err = a.update(ctx, user, func(u *store.User) {
+			fn(u)
+			u.NotBefore = max(latest, u.NotBefore) + 1 // what was issued in this very millisecond is from before
+		})
+	}
+	turn.Unlock()
 	if err != nil {
 		return err
 	}
@@ -453,18 +525,18 @@ func (a *Auth) CheckConnect(ctx context.Context, username string, password []byt
 	if wait := a.pairs.check(pairOf(user, addr), now); wait > 0 { // also for a password that was right before
 		return Identity{}, tooManyErr(wait)
 	}
-	if u, err := a.users.get(ctx, a.st, user); err == nil && !u.Disabled {
+	known := func(ctx context.Context, user im.UserID) (store.User, error) { return a.users.get(ctx, a.st, user) }
+	if u, at, err := a.row(ctx, user, known); err == nil && !u.Disabled {
 		if until, _, ok := a.remembered.get(a.passwordSum(u, password)); ok && now.Before(until) {
-			return Identity{User: u.ID, Role: u.Role, Issued: max(now.UnixMilli(), u.NotBefore)}, nil
+			return Identity{User: u.ID, Role: u.Role, Issued: max(at.UnixMilli(), u.NotBefore)}, nil
 		}
 	}
-	issued := now.UnixMilli()
-	u, err := a.password(ctx, user, string(password), addr)
+	u, at, err := a.password(ctx, user, string(password), addr)
 	if err != nil {
 		return Identity{}, err
 	}
 	a.remembered.add(a.passwordSum(u, password), now.Add(a.opt.Remember), 0) // nothing makes it forget: its generation stays 0
-	return Identity{User: u.ID, Role: u.Role, Issued: max(issued, u.NotBefore)}, nil
+	return Identity{User: u.ID, Role: u.Role, Issued: max(at.UnixMilli(), u.NotBefore)}, nil
 }
 
 // StillValid reports whether an identity has not been revoked or expired since.
@@ -547,7 +619,7 @@ func (a *Auth) Invalidate(user im.UserID) { a.users.drop(user) }
 
 // revokedFamilies are logins ended before their access tokens expire. They are
 // stored as one secret, which stays small: an entry lives as long as an access
-// token.
+// token, and there are at most maxRevoked.
 type revokedFamilies struct {
 	mu sync.RWMutex
 	m  map[string]int64 // until, Unix ms
@@ -575,27 +647,44 @@ func (a *Auth) loadRevoked(ctx context.Context) error {
 	return nil
 }
 
-func (a *Auth) saveRevoked(ctx context.Context, family string) error {
+// Of a user's logins, and of all, so many are remembered to have ended. Beyond
+// that the end of one ends all of that user: what was revoked stays revoked.
+const (
+	maxRevokedOfUser = 20
+	maxRevoked       = 20_000
+)
+
+// saveRevoked remembers that a login has ended, until the last token that may have
+// been issued to it, at latest, has expired. full: there is no room for it.
+func (a *Auth) saveRevoked(ctx context.Context, user im.UserID, family string, latest int64) (full bool, err error) {
 	a.changes.Lock()
 	defer a.changes.Unlock()
 	now := a.nowMS()
-	next := map[string]int64{family: now + a.opt.TokenTTL.Milliseconds() + time.Minute.Milliseconds()}
+	next := map[string]int64{family: latest + a.opt.TokenTTL.Milliseconds() + time.Minute.Milliseconds()}
+	ofUser := 1
 	a.revoked.mu.RLock()
 	for f, until := range a.revoked.m {
-		if until > now {
-			next[f] = until
+		if until <= now || f == family {
+			continue
+		}
+		next[f] = until
+		if strings.HasPrefix(f, string(user)+"/") {
+			ofUser++
 		}
 	}
 	a.revoked.mu.RUnlock()
+	if ofUser > maxRevokedOfUser || len(next) > maxRevoked {
+		return true, nil
+	}
 	b, err := json.Marshal(next)
 	if err != nil {
-		return im.E(im.Internal, "auth.saveRevoked", err)
+		return false, im.E(im.Internal, "auth.saveRevoked", err)
 	}
 	if err := a.st.PutSecret(ctx, revokedSecret, b); err != nil {
-		return err
+		return false, err
 	}
 	a.revoked.mu.Lock()
 	a.revoked.m = next
 	a.revoked.mu.Unlock()
-	return nil
+	return false, nil
 }

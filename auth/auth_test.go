@@ -18,6 +18,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 	"github.com/parley-im/parley/store/pebblestore"
 )
 
@@ -532,5 +533,157 @@ func TestNetwork(t *testing.T) {
 	}
 	if Network(netip.Addr{}).IsValid() {
 		t.Error("no address became one")
+	}
+}
+
+// hooked is a store that does something before it keeps a token or commits.
+type hooked struct {
+	Store
+	putToken, commit func()
+}
+
+func (h *hooked) PutToken(ctx context.Context, t store.Token) error {
+	if fn := h.putToken; fn != nil {
+		h.putToken = nil
+		fn()
+	}
+	return h.Store.PutToken(ctx, t)
+}
+
+func (h *hooked) Commit(ctx context.Context, tx *store.Tx) error {
+	if fn := h.commit; fn != nil {
+		h.commit = nil
+		fn()
+	}
+	return h.Store.Commit(ctx, tx)
+}
+
+// A login or a refresh that is under way while the password changes gives nothing
+// that outlives the old password.
+func TestWhatWasUnderWayDoesNotOutliveAPassword(t *testing.T) {
+	d := newDesk(t)
+	h := &hooked{Store: d.st}
+	d.Auth.st = h
+	change := func(from, to string) func() {
+		return func() {
+			d.pass(time.Millisecond)
+			d.ok(d.ChangePassword(ctx, "alice", from, to, "x"), "change")
+			d.pass(time.Millisecond)
+		}
+	}
+	worthless := func(g Grant, err error, what string) {
+		t.Helper()
+		if err != nil {
+			return // refused outright
+		}
+		_, err = d.CheckToken(ctx, g.Token)
+		d.want(im.Unauthorized, err, "the access token of "+what)
+		_, err = d.Refresh(ctx, g.RefreshToken)
+		d.want(im.Unauthorized, err, "the refresh token of "+what)
+	}
+	h.putToken = change("correct-horse", "new-horse-1")
+	g, err := d.Login(ctx, "alice", "correct-horse", "", "x")
+	worthless(g, err, "a login")
+
+	g, err = d.Login(ctx, "alice", "new-horse-1", "", "x")
+	d.ok(err, "login")
+	h.putToken = change("new-horse-1", "new-horse-2")
+	g, err = d.Refresh(ctx, g.RefreshToken)
+	worthless(g, err, "a refresh")
+
+	h.commit = func() {
+		if turn := d.turns.of("alice"); turn.TryRLock() {
+			turn.RUnlock()
+			t.Error("while a revocation that is dated already is committed, the old row can be read: what is issued on its word is dated later")
+		}
+	}
+	change("new-horse-2", "new-horse-3")()
+}
+
+// Revoked stays revoked whatever the clock does: here it was an hour ahead when the
+// credentials were issued, and right when they were revoked.
+func TestRevokedWhileTheClockWasAhead(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		for what, revoke := range map[string]func(*desk, Identity) error{
+			"a logout":   func(d *desk, id Identity) error { return d.Logout(ctx, id) },
+			"a password": func(d *desk, _ Identity) error { return d.SetPassword(ctx, "alice", "new-horse-1") },
+		} {
+			t.Run(fmt.Sprint(what, restart), func(t *testing.T) {
+				d := newDesk(t)
+				d.pass(time.Hour)
+				g := d.login()
+				id, err := d.CheckToken(ctx, g.Token)
+				d.ok(err, "the token")
+				byPassword, err := d.CheckConnect(ctx, "alice", []byte("correct-horse"), "phone", "x")
+				d.ok(err, "connect")
+				d.pass(-time.Hour)
+				if restart {
+					d.reopen()
+				}
+				d.ok(revoke(d, id), what)
+				if what == "a password" && !restart && d.StillValid(byPassword) {
+					t.Error("a connection made by the old password stays")
+				}
+				d.pass(30 * time.Minute)
+				other := d.login
+				if what == "a password" {
+					other = func() Grant { g, _ := d.Login(ctx, "alice", "new-horse-1", "", "x"); return g }
+				}
+				o, err := d.CheckToken(ctx, other().Token)
+				d.ok(err, "another login")
+				d.ok(d.Logout(ctx, o), "its end")
+				d.pass(30*time.Minute + time.Second)
+				_, err = d.CheckToken(ctx, g.Token)
+				d.want(im.Unauthorized, err, "the token, once its time has come")
+			})
+		}
+	}
+}
+
+// Of ended logins only so many are remembered; none of them is good again by that.
+func TestManyLogoutsForgetNone(t *testing.T) {
+	d := newDesk(t)
+	stays, err := d.CheckToken(ctx, d.login().Token)
+	d.ok(err, "a login that stays")
+	var ended []Grant
+	for range maxRevokedOfUser + 2 {
+		g := d.login()
+		id, err := d.CheckToken(ctx, g.Token)
+		d.ok(err, "login")
+		d.ok(d.Logout(ctx, id), "logout")
+		ended = append(ended, g)
+	}
+	if n := len(d.Auth.revoked.m); n > maxRevokedOfUser {
+		t.Errorf("%d are remembered, more than %d", n, maxRevokedOfUser)
+	}
+	if d.StillValid(stays) {
+		t.Error("too many ended to be remembered one by one, and not all did")
+	}
+	d.reopen()
+	for i, g := range ended {
+		_, err := d.CheckToken(ctx, g.Token)
+		d.want(im.Unauthorized, err, fmt.Sprint("login ", i))
+		_, err = d.Refresh(ctx, g.RefreshToken)
+		d.want(im.Unauthorized, err, fmt.Sprint("refresh ", i))
+	}
+	_, err = d.CheckToken(ctx, d.login().Token)
+	d.ok(err, "the next login")
+}
+
+// Refresh tokens that have expired do not stay in the store.
+func TestExpiredRefreshTokensGo(t *testing.T) {
+	d := newDesk(t)
+	g := d.login()
+	for range 400 { // more than three lives of a token
+		d.pass(24 * time.Hour)
+		var err error
+		if g, err = d.Refresh(ctx, g.RefreshToken); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	d.ok(d.st.DropTokens(ctx, "alice", func(store.Token) bool { n++; return true }), "count")
+	if n > 90+2*pruneEvery {
+		t.Errorf("%d refresh tokens are kept, of which 90 have not expired", n)
 	}
 }
