@@ -60,10 +60,17 @@ func (a *App) listenHTTP() error {
 	if cfg.HTTP.Addr == "off" {
 		return nil
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/", a.api.Handler())
-	mux.Handle("/mqtt", broker.WebSocket(broker.WSOptions{Origins: cfg.HTTP.Origins, Limits: a.limits, MaxPacket: int(cfg.Limits.Message) + 128<<10, Log: a.log,
-		ClientIP: a.api.ClientIP, Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }}, a.broker.Handle))
+	api := a.api.Handler()
+	mqtt := broker.WebSocket(broker.WSOptions{Origins: cfg.HTTP.Origins, Limits: a.limits, MaxPacket: int(cfg.Limits.Message) + 128<<10, Log: a.log,
+		ClientIP: a.api.ClientIP, Refused: func(r string) { a.metrics.rejected.WithLabelValues(r).Inc() }}, a.broker.Handle)
+	// No mux: it would redirect an unclean path to its clean form.
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/mqtt" {
+			mqtt.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 	nl, err := net.Listen("tcp", cfg.HTTP.Addr)
 	if err != nil {
 		return fmt.Errorf("http.addr: listen on %s: %w", cfg.HTTP.Addr, err)
@@ -77,7 +84,7 @@ func (a *App) listenHTTP() error {
 		}
 		nl = tls.NewListener(nl, cert.Config())
 	}
-	a.serveHTTP(httpapi.NewServer(cfg.HTTP.Addr, mux, a.log), nl)
+	a.serveHTTP(httpapi.NewServer(cfg.HTTP.Addr, h, a.log), nl)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -193,12 +194,22 @@ func (m *metrics) handler(ready func(context.Context) error) http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(answer)
 	})
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	for path, fn := range map[string]http.HandlerFunc{"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
+		mux.HandleFunc("/debug/pprof/"+path, fromHere(fn))
+	}
 	return mux
+}
+
+// fromHere lets only this machine in: profiles show the command line and what the
+// process does, and take their time of it.
+func fromHere(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if peer, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !peer.Addr().Unmap().IsLoopback() {
+			http.Error(w, "profiles are for this machine: ask from there", http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
 }
 
 // counters resolves the labels once: this is on the path of every message.

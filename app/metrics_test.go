@@ -1,6 +1,8 @@
 package app
 
 import (
+	"context"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -79,6 +81,28 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 			if !strings.Contains(string(b), "`"+n) {
 				t.Errorf("%s does not tell of %s", page, n)
 			}
+		}
+	}
+}
+
+// Profiles show more than figures: they are for this machine, wherever the
+// listener is.
+func TestProfilesAreForThisMachine(t *testing.T) {
+	h := newMetrics("test").handler(func(context.Context) error { return nil })
+	for _, c := range []struct {
+		from, path string
+		want       int
+	}{
+		{"127.0.0.1:9", "/debug/pprof/", 200}, {"[::1]:9", "/debug/pprof/cmdline", 200},
+		{"192.0.2.1:9", "/debug/pprof/", 403}, {"192.0.2.1:9", "/debug/pprof/heap", 403}, {"[2001:db8::1]:9", "/debug/pprof/cmdline", 403},
+		{"192.0.2.1:9", "/metrics", 200}, {"192.0.2.1:9", "/readyz", 200}, {"192.0.2.1:9", "/healthz", 200},
+	} {
+		r := httptest.NewRequest("GET", c.path, nil)
+		r.RemoteAddr = c.from
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != c.want {
+			t.Errorf("%s from %s: %d, want %d", c.path, c.from, w.Code, c.want)
 		}
 	}
 }

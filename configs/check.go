@@ -239,7 +239,7 @@ func Prefixes(list []string) ([]netip.Prefix, error) {
 
 // OnLoopback reports whether everything that listens does so on loopback only.
 func (c *Config) OnLoopback() bool {
-	for _, addr := range []string{c.MQTT.Addr, c.MQTT.TLS.Addr, c.HTTP.Addr} {
+	for _, addr := range []string{c.MQTT.Addr, c.MQTT.TLS.Addr, c.HTTP.Addr, c.Metrics.Addr} {
 		if addr == "off" {
 			continue
 		}

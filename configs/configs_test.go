@@ -212,6 +212,16 @@ func TestRegistrationIsOpenOnLoopbackOnly(t *testing.T) {
 			t.Errorf("open on %s", addr)
 		}
 	}
+	c = Defaults()
+	c.Metrics.Addr = ":9090" // everything that listens: /metrics tells strangers what there is to find
+	if c.RegistrationOpen() {
+		t.Error("open while the metrics are public")
+	}
+	c.MQTT.Addr, c.HTTP.Addr, c.Metrics.Addr = "localhost:1883", "[::1]:8080", "off"
+	if !c.RegistrationOpen() {
+		t.Error("closed on loopback by another name")
+	}
+	c.MQTT.Addr = ":1883"
 	c.Registration = "open"
 	if !c.RegistrationOpen() {
 		t.Error("open is open")

@@ -225,3 +225,23 @@ func TestEveryOperation(t *testing.T) {
 		}
 	}
 }
+
+// What is no operation is a problem too, on the real server, whose mux serves
+// WebSocket beside the API: no redirect, no page of somebody else's.
+func TestPathsOfNothing(t *testing.T) {
+	t.Parallel()
+	h := Open(t)
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	for _, path := range []string{"/", "/v1", "/v1/media/x", "/v1//me", "/v1/users/../me", "/v1/./me", "/v1/users/%2e%2e/me", "/v1/users/..%2fme", "/V1/me", "/v1/me/", "//mqtt", "/mqtt/", "/metrics", "/debug/pprof/"} {
+		res, err := client.Get("http://" + h.HTTP + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var problem struct{ Code string }
+		_ = json.NewDecoder(res.Body).Decode(&problem)
+		_ = res.Body.Close()
+		if res.StatusCode != http.StatusNotFound || problem.Code != "path_not_found" || res.Header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s: %d %s %+v", path, res.StatusCode, res.Header.Get("Content-Type"), problem)
+		}
+	}
+}
