@@ -175,6 +175,8 @@ func (a *Auth) nowMS() int64 { return a.opt.Now().UnixMilli() }
 
 var errCredentials = im.Refuse(im.Unauthorized, "unauthorized", "wrong user, password or token")
 
+var errName = im.Refuse(im.Invalid, "name_invalid", "a name is one line of 1 to %d bytes, with something to see in it", im.MaxName)
+
 // Register makes an account. Conflict "taken" if there is one, Invalid for a bad
 // id, password or name.
 func (a *Auth) Register(ctx context.Context, user im.UserID, password, name string) (store.User, error) {
@@ -186,8 +188,8 @@ func (a *Auth) AddUser(ctx context.Context, user im.UserID, password, name, role
 	switch {
 	case !user.Valid():
 		return store.User{}, im.Refuse(im.Invalid, "user_invalid", "a user id is 1-64 characters of a-z 0-9 . _ -, not only dots")
-	case len(name) > 128:
-		return store.User{}, im.Refuse(im.Invalid, "name_invalid", "a name has at most 128 bytes")
+	case name != "" && !im.ShownName(name):
+		return store.User{}, errName
 	case role != "" && role != "admin":
 		return store.User{}, im.Refuse(im.Invalid, "role_invalid", "a role is admin or nothing")
 	}
@@ -456,8 +458,8 @@ func (a *Auth) SetRole(ctx context.Context, user im.UserID, role string) error {
 
 // SetName changes the name shown to people.
 func (a *Auth) SetName(ctx context.Context, user im.UserID, name string) error {
-	if name == "" || len(name) > 128 {
-		return im.Refuse(im.Invalid, "name_invalid", "a name has 1 to 128 bytes")
+	if !im.ShownName(name) {
+		return errName
 	}
 	return a.update(ctx, user, func(u *store.User) { u.Name = name })
 }

@@ -109,6 +109,9 @@ func TestRegister(t *testing.T) {
 			t.Errorf("%s: the error tells the password", tt.why)
 		}
 	}
+	_, err := d.Register(ctx, "bob", "correct-horse", "Bob\nadmin: hello")
+	d.want(im.Invalid, err, "a name of two lines")
+	d.want(im.Invalid, d.SetName(ctx, "alice", "\x1b[2J"), "a name that writes over the terminal")
 	var won atomic.Int32
 	var wg sync.WaitGroup
 	for range 8 {

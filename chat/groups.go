@@ -24,8 +24,6 @@ const (
 	joinAdmin  = "admin"  // owner and admins, their friends
 )
 
-const maxGroupName = 128
-
 // GroupInfo is a group as its members see it.
 type GroupInfo struct {
 	ID         im.GroupID
@@ -60,6 +58,8 @@ type MemberPatch struct {
 	MutedUntil *int64  // Unix ms
 }
 
+var errName = im.Refuse(im.Invalid, "name_invalid", "a group's name is one line of 1 to %d bytes, with something to see in it", im.MaxName)
+
 var errNoGroup = im.Refuse(im.NotFound, "group_not_found", "there is no such group, or you are not a member")
 
 // maxFirstMembers is how many members a group can be made with; more are added
@@ -72,8 +72,8 @@ func (c *Chat) CreateGroup(ctx context.Context, me im.UserID, name string, membe
 	members = slices.Compact(slices.Sorted(slices.Values(members)))
 	members = slices.DeleteFunc(members, func(u im.UserID) bool { return u == me })
 	switch {
-	case name == "" || len(name) > maxGroupName:
-		return GroupInfo{}, im.Refuse(im.Invalid, "name_invalid", "a group's name has 1 to %d bytes", maxGroupName)
+	case !im.ShownName(name):
+		return GroupInfo{}, errName
 	case len(members) > maxFirstMembers:
 		return GroupInfo{}, im.Refuse(im.Invalid, "too_many_members", "a group is made with at most %d members: add the others afterwards", maxFirstMembers)
 	case len(members)+1 > c.opt.MaxGroupMembers:
@@ -304,8 +304,8 @@ func (c *Chat) regroup(ctx context.Context, me im.UserID, id im.GroupID, fn func
 // may hand it over to another member, and stays as an admin.
 func (c *Chat) UpdateGroup(ctx context.Context, me im.UserID, id im.GroupID, p GroupPatch) (GroupInfo, error) {
 	switch {
-	case p.Name != nil && (*p.Name == "" || len(*p.Name) > maxGroupName):
-		return GroupInfo{}, im.Refuse(im.Invalid, "name_invalid", "a group's name has 1 to %d bytes", maxGroupName)
+	case p.Name != nil && !im.ShownName(*p.Name):
+		return GroupInfo{}, errName
 	case p.Join != nil && *p.Join != joinInvite && *p.Join != joinAdmin:
 		return GroupInfo{}, im.Refuse(im.Invalid, "join_invalid", "join is invite or admin")
 	case p.MaxMembers != nil && (*p.MaxMembers < 1 || *p.MaxMembers > c.opt.MaxGroupMembers):

@@ -54,6 +54,7 @@ func TestCreateGroup(t *testing.T) {
 		{"with what is no user nothing is made", "x", []im.UserID{"no/body"}, "not_friends"},
 		{"a group has a name", "", nil, "name_invalid"},
 		{"of at most 128 bytes", strings.Repeat("x", 129), nil, "name_invalid"},
+		{"in one line, with something to see in it", "\u202e\n", nil, "name_invalid"},
 		{"more than 1000 are added one by one", "x", many("u", 1001), "too_many_members"},
 	} {
 		if _, err := h.CreateGroup(ctx, "alice", row.name, row.members); code(err) != row.want {
@@ -128,6 +129,7 @@ func TestRights(t *testing.T) {
 		{"settings are changed by owner and admins", change(GroupPatch{Name: ptr("new")}), "", "", low, gone},
 		{"also to what they are", change(GroupPatch{}), "", "", low, gone},
 		{"a name is not empty", change(GroupPatch{Name: ptr("")}), "name_invalid", "name_invalid", "name_invalid", "name_invalid"},
+		{"nor of two lines", change(GroupPatch{Name: ptr("a\nb")}), "name_invalid", "name_invalid", "name_invalid", "name_invalid"},
 		{"join is one of two", change(GroupPatch{Join: ptr("open")}), "join_invalid", "join_invalid", "join_invalid", "join_invalid"},
 		{"max_members is within the server's", change(GroupPatch{MaxMembers: ptr(10_001)}), "max_members_invalid", "max_members_invalid", "max_members_invalid", "max_members_invalid"},
 		{"the owner hands over", change(GroupPatch{Owner: ptr(im.UserID("member2"))}), "", low, low, gone},

@@ -37,11 +37,8 @@ const (
 	StateFriends   = "friends"
 )
 
-// Limits of the texts of a relation, in bytes.
-const (
-	maxRequestMessage = 256
-	maxRemark         = 128
-)
+// maxRequestMessage is the longest text that goes with a request, in bytes.
+const maxRequestMessage = 256
 
 // AddFriend asks peer for a friendship, or accepts theirs. Doing it again
 // changes nothing but the remark, where one is given. Somebody whom peer has
@@ -53,8 +50,10 @@ func (c *Chat) AddFriend(ctx context.Context, me, peer im.UserID, message string
 		return "", im.Refuse(im.Invalid, "self", "nobody befriends themselves: write to dm/%s for notes", me)
 	case len(message) > maxRequestMessage:
 		return "", im.Refuse(im.Invalid, "message_too_long", "the message of a request has at most %d bytes", maxRequestMessage)
-	case remark != nil && len(*remark) > maxRemark:
-		return "", im.Refuse(im.Invalid, "remark_too_long", "a remark has at most %d bytes", maxRemark)
+	case remark != nil && len(*remark) > im.MaxName:
+		return "", im.Refuse(im.Invalid, "remark_too_long", "a remark has at most %d bytes", im.MaxName)
+	case remark != nil && *remark != "" && !im.ShownName(*remark):
+		return "", im.Refuse(im.Invalid, "remark_invalid", "a remark is one line of text, or empty for none")
 	}
 	if err := c.exists(ctx, peer); err != nil {
 		return "", err

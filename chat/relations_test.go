@@ -205,6 +205,9 @@ func TestRemarks(t *testing.T) {
 	if remark() != "Bobby" {
 		t.Errorf("remark %q", remark())
 	}
+	if _, err := h.AddFriend(ctx, "alice", "bob", "", ptr("a\nb")); code(err) != "remark_invalid" || remark() != "Bobby" {
+		t.Errorf("a remark of two lines: %v, it is %q", err, remark())
+	}
 	_, err = h.AddFriend(ctx, "alice", "bob", "", ptr(""))
 	h.must(err)
 	if remark() != "" {

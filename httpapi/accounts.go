@@ -56,7 +56,7 @@ type registerInput struct {
 	Body struct {
 		User     im.UserID `json:"user" maxLength:"64" pattern:"^[a-z0-9._-]*[a-z0-9_-][a-z0-9._-]*$" patternDescription:"a user id (a-z 0-9 . _ -, not only dots)" doc:"The id, for ever."`
 		Password string    `json:"password" minLength:"8" maxLength:"256" doc:"8 to 256 bytes."`
-		Name     string    `json:"name,omitempty" maxLength:"128" doc:"The name shown to people; the id if left out."`
+		Name     string    `json:"name,omitempty" maxLength:"128" doc:"The name shown to people, one line of at most 128 bytes; the id if left out."`
 	} `nameHint:"Register"`
 }
 
@@ -139,7 +139,7 @@ func (a *API) account(ctx context.Context, u im.UserID) (*reply[account], error)
 
 type updateMeInput struct {
 	Body struct {
-		Name *string `json:"name,omitempty" maxLength:"128" doc:"The name shown to people."`
+		Name *string `json:"name,omitempty" maxLength:"128" doc:"The name shown to people, one line of at most 128 bytes."`
 	} `nameHint:"UpdateMe"`
 }
 

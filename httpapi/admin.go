@@ -78,7 +78,7 @@ type createAccountInput struct {
 	Body struct {
 		User     im.UserID `json:"user" maxLength:"64" pattern:"^[a-z0-9._-]*[a-z0-9_-][a-z0-9._-]*$" patternDescription:"a user id (a-z 0-9 . _ -, not only dots)" doc:"The id, for ever."`
 		Password string    `json:"password" minLength:"8" maxLength:"256" doc:"8 to 256 bytes."`
-		Name     string    `json:"name,omitempty" maxLength:"128" doc:"The name shown to people; the id if left out."`
+		Name     string    `json:"name,omitempty" maxLength:"128" doc:"The name shown to people, one line of at most 128 bytes; the id if left out."`
 		Role     string    `json:"role,omitempty" enum:"user,admin" doc:"user if left out."`
 	} `nameHint:"CreateAccount"`
 }
@@ -86,7 +86,7 @@ type createAccountInput struct {
 type updateAccountInput struct {
 	UserPath
 	Body struct {
-		Name     *string `json:"name,omitempty" maxLength:"128" doc:"The name shown to people."`
+		Name     *string `json:"name,omitempty" maxLength:"128" doc:"The name shown to people, one line of at most 128 bytes."`
 		Role     *string `json:"role,omitempty" enum:"user,admin"`
 		Disabled *bool   `json:"disabled,omitempty"`
 	} `nameHint:"UpdateAccount"`

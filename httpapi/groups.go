@@ -71,7 +71,7 @@ func (a *API) listGroups(ctx context.Context, c Caller, _ *none) (*reply[[]group
 
 type createGroupInput struct {
 	Body struct {
-		Name    string      `json:"name" minLength:"1" maxLength:"128" doc:"The name shown to people."`
+		Name    string      `json:"name" minLength:"1" maxLength:"128" doc:"The name shown to people, one line of at most 128 bytes."`
 		Members []im.UserID `json:"members,omitempty" maxItems:"1000" nullable:"false" doc:"Who is in it besides the caller: friends of the caller."`
 	} `nameHint:"CreateGroup"`
 }
