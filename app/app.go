@@ -254,9 +254,10 @@ func (a *App) makeFaces(ctx context.Context) error {
 }
 
 // revoked disconnects what is connected with revoked credentials.
-func (a *App) revoked(r auth.Revocation) {
+func (a *App) revoked(by context.Context, r auth.Revocation) {
 	a.unpush(r, a.log)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	// Whoever asks may go away; what was decided is done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(by), 10*time.Second)
 	defer cancel()
 	if u, err := a.store.User(ctx, r.User); err == nil {
 		a.plain.Restrict(r.User, u.Role)
@@ -264,7 +265,7 @@ func (a *App) revoked(r auth.Revocation) {
 		a.log.Warn("subscriptions not looked through after a revocation", "user", r.User, "error", err)
 		a.plain.Restrict(r.User, "")
 	}
-	n := a.delivery.Kick(r.User, delivery.Revoked, func(l *delivery.Line) bool {
+	n := a.delivery.Kick(ctx, r.User, delivery.Revoked, func(l *delivery.Line) bool {
 		return !a.auth.StillValid(a.gate.Identity(l.Key()))
 	})
 	a.log.Info("credentials revoked", "user", r.User, "reason", r.Reason, "disconnected", n)
@@ -274,6 +275,10 @@ func (a *App) revoked(r auth.Revocation) {
 type sessions struct{ a *App }
 
 func (s sessions) Online(k im.DeviceKey) bool { return s.a.delivery.Line(k) != nil }
+
+func (s sessions) Leave(ctx context.Context, k im.DeviceKey) {
+	s.a.delivery.Kick(ctx, k.User, delivery.Revoked, func(l *delivery.Line) bool { return l.Key() == k })
+}
 
 func (s sessions) Forget(ctx context.Context, k im.DeviceKey) error {
 	s.a.plain.Drop(k)

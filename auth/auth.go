@@ -43,8 +43,8 @@ type Options struct {
 	MaxFailures, MaxAddressFailures int
 	Window                          time.Duration
 	// Revoked is called after a revocation is durable, so that what is connected
-	// can be disconnected. It must not block.
-	Revoked func(Revocation)
+	// can be disconnected, with the context of who asked for it. It must not block.
+	Revoked func(context.Context, Revocation)
 }
 
 // Revocation says whose credentials ended. With Family set, only those of that
@@ -378,8 +378,7 @@ func (a *Auth) Refresh(ctx context.Context, refresh string) (Grant, error) {
 }
 
 // Logout ends the login that id came from: both its tokens, and what is
-// connected with them. For a password identity there is nothing to end but the
-// connections, which Revoked is told.
+// connected with them. A password is no login.
 func (a *Auth) Logout(ctx context.Context, id Identity) error {
 	if id.Family == "" {
 		return im.Refuse(im.Invalid, "no_login", "there is no login to end: a password needs no logout")
@@ -404,13 +403,13 @@ func (a *Auth) revokeFamily(ctx context.Context, user im.UserID, family, reason 
 	if err := a.st.DropTokens(ctx, user, func(t store.Token) bool { return t.Family != family }); err != nil {
 		return err
 	}
-	a.tell(Revocation{User: user, Family: family, Reason: reason})
+	a.tell(ctx, Revocation{User: user, Family: family, Reason: reason})
 	return nil
 }
 
-func (a *Auth) tell(r Revocation) {
+func (a *Auth) tell(ctx context.Context, r Revocation) {
 	if a.opt.Revoked != nil {
-		a.opt.Revoked(r)
+		a.opt.Revoked(ctx, r)
 	}
 }
 
@@ -482,7 +481,7 @@ func (a *Auth) change(ctx context.Context, user im.UserID, reason string, fn fun
 	if err := a.st.DropTokens(ctx, user, nil); err != nil {
 		return err
 	}
-	a.tell(Revocation{User: user, Reason: reason})
+	a.tell(ctx, Revocation{User: user, Reason: reason})
 	return nil
 }
 

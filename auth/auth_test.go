@@ -52,7 +52,7 @@ func newDesk(t *testing.T) *desk {
 
 // reopen makes the Auth anew on the same store, as a restart does.
 func (d *desk) reopen() {
-	a, err := New(ctx, Options{Store: d.st, Now: func() time.Time { return time.Unix(0, d.now.Load()) }, Revoked: func(r Revocation) {
+	a, err := New(ctx, Options{Store: d.st, Now: func() time.Time { return time.Unix(0, d.now.Load()) }, Revoked: func(_ context.Context, r Revocation) {
 		d.mu.Lock()
 		d.revoked = append(d.revoked, r)
 		d.mu.Unlock()

@@ -210,16 +210,37 @@ func (d *Delivery) Delivered() uint64 { return d.delivered.Load() }
 func (d *Delivery) Connected() int { return int(d.lines.Load()) }
 
 // Kick closes the connections of u for which match is true (nil: all), and
-// returns how many.
-func (d *Delivery) Kick(u im.UserID, reason CloseReason, match func(*Line) bool) int {
+// returns how many. The one that asks for it (Line.Asking) is closed once it is
+// Answered.
+func (d *Delivery) Kick(ctx context.Context, u im.UserID, reason CloseReason, match func(*Line) bool) int {
 	n := 0
 	for _, l := range d.linesOf(u) {
-		if match == nil || match(l) {
-			l.wire.Close(reason)
-			n++
+		if match != nil && !match(l) {
+			continue
 		}
+		n++
+		if ctx.Value(asking{}) == l {
+			l.leaving.Store(int32(reason))
+			continue
+		}
+		l.wire.Close(reason)
 	}
 	return n
+}
+
+type asking struct{}
+
+// Asking returns a context for a request that came over the line: what it does
+// that would close the line waits for Answered, so that the answer goes out first.
+func (l *Line) Asking(ctx context.Context) context.Context {
+	return context.WithValue(ctx, asking{}, l)
+}
+
+// Answered closes the line if its request has ended it.
+func (l *Line) Answered() {
+	if r := l.leaving.Load(); r != 0 {
+		l.wire.Close(CloseReason(r))
+	}
 }
 
 func (d *Delivery) lock(k im.DeviceKey) *sync.Mutex {

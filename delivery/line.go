@@ -23,6 +23,8 @@ type Line struct {
 	device    store.Device // the stored row; guarded by Delivery.lock of key
 	storing   sync.Mutex   // held from taking cursors until they are stored: a cursor never goes back
 
+	leaving atomic.Int32 // a CloseReason that waits for Answered; 0: none
+
 	sent atomic.Bool // view.Sent, for those who do not hold mu
 
 	mu       sync.Mutex

@@ -27,12 +27,13 @@ func (s *session) rpc(p *broker.Publish, a *accept, t *im.Topic) error {
 	ctx, cancel := s.ctx()
 	defer cancel()
 	params := append([]byte(nil), p.Payload...)
-	data, err := s.g.opt.RPC.Call(ctx, s.identity(), s.me.Device, host(s.c), t.RPC, params)
+	data, err := s.g.opt.RPC.Call(s.line.Asking(ctx), s.identity(), s.me.Device, host(s.c), t.RPC, params)
 	if k := im.KindOf(err); err != nil && k == im.Internal {
 		s.g.log.Error("request failed", "op", t.RPC, "device", s.key, "error", err)
 	}
 	s.line.Note(&delivery.Note{Topic: answer, Body: rpcAnswer(data, err), Type: "application/json", Correlation: correlation}, 1)
 	s.finish(a, 0, "", 0, 0)
+	s.line.Answered()
 	return nil
 }
 

@@ -48,7 +48,8 @@ func (a *API) authOperations(book huma.API) {
 	define(a, book, operation{
 		id: "auth.logout", method: http.MethodPost, path: "/v1/logout", tag: tag,
 		summary: "End this login",
-		detail:  "Revokes the access and the refresh tokens of the login and disconnects what is connected with them.",
+		detail: "Revokes the access and the refresh tokens of the login and disconnects what is connected with them. Over a connection " +
+			"that was made with a password it ends that connection.",
 	}, a.logout)
 }
 
@@ -104,6 +105,10 @@ func (a *API) refresh(ctx context.Context, _ Caller, in *refreshInput) (*reply[t
 }
 
 func (a *API) logout(ctx context.Context, c Caller, _ *none) (*none, error) {
+	if c.Identity.Family == "" && c.Device != "" { // connected with a password: there are no tokens to end
+		a.opt.Sessions.Leave(ctx, im.DeviceKey{User: c.User, Device: c.Device})
+		return &none{}, nil
+	}
 	return answerNone(a.opt.Auth.Logout(ctx, c.Identity))
 }
 

@@ -37,6 +37,8 @@ type Devices interface {
 type Sessions interface {
 	// Online reports whether the device is connected.
 	Online(k im.DeviceKey) bool
+	// Leave ends the device's connection, if there is one.
+	Leave(ctx context.Context, k im.DeviceKey)
 	// Forget disconnects the device and removes it with its session, cursors and
 	// queue. Forgetting what is not there is no error.
 	Forget(ctx context.Context, k im.DeviceKey) error

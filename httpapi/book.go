@@ -21,8 +21,7 @@ const bookIntro = `Messaging over MQTT and HTTP.
 Every operation here can be called in two ways: by HTTP as described, with an access token as
 ` + "`Authorization: Bearer …`" + `; and over MQTT by its operation id, as a publish to ` + "`rpc/{operationId}/{rid}`" + ` whose
 payload is one JSON object of the path, query and body names. The answer to the second arrives on
-` + "`re/{rid}`" + ` as ` + "`{\"ok\":true,\"data\":…}`" + ` or ` + "`{\"ok\":false,\"error\":{\"code\":…,\"message\":…}}`" + `. Operations with
-` + "`x-rpc: false`" + ` are HTTP only.
+` + "`re/{rid}`" + ` as ` + "`{\"ok\":true,\"data\":…}`" + ` or ` + "`{\"ok\":false,\"error\":{\"code\":…,\"message\":…}}`" + `.
 
 Errors are problem details (RFC 9457). Programs compare ` + "`code`" + `, which is stable; ` + "`detail`" + ` is for people.
 Fields and query parameters that an operation does not have are refused.`
@@ -94,7 +93,6 @@ type chapter struct {
 
 type entry struct {
 	ID, Method, Path, Summary, Detail string
-	RPC                               bool
 	Fields                            []field
 	Answers                           []reason
 }
@@ -139,7 +137,7 @@ func (a *API) chapters(reg huma.Registry) []chapter {
 }
 
 func (o *operation) entry(reg huma.Registry) entry {
-	e := entry{ID: o.id, Method: o.method, Path: o.path, Summary: o.summary, Detail: o.describe(), RPC: o.overRPC()}
+	e := entry{ID: o.id, Method: o.method, Path: o.path, Summary: o.summary, Detail: o.describe()}
 	for _, p := range o.huma.Parameters {
 		e.Fields = append(e.Fields, field{Name: p.Name, In: p.In, Type: p.Schema.Type, Doc: p.Description, Required: p.Required})
 	}

@@ -91,7 +91,7 @@ func (a *API) throttle(x *exchange, op *operation, _ http.ResponseWriter, _ *htt
 		return nil
 	}
 	now := a.opt.Now()
-	if !op.public {
+	if !op.public || x.rpc {
 		if wait, ok := a.limits.user.take(string(x.caller.User), now); !ok {
 			return tooMany(wait)
 		}

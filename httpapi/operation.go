@@ -32,10 +32,6 @@ type operation struct {
 	handler func(huma.Context)
 }
 
-// over reports whether the operation can be called over RPC. There the session
-// is the authentication, so what makes one is not needed and not offered.
-func (o *operation) overRPC() bool { return !o.public }
-
 // define writes one operation into the book. fn gets the caller (the zero Caller
 // for a public operation) and the validated input; its error's Kind becomes the
 // status.
@@ -46,10 +42,9 @@ func define[I, O any](a *API, book huma.API, o operation, fn func(context.Contex
 		MaxBodyBytes: int64(a.opt.MaxBody) + 1, // huma refuses a body that fills its limit
 		Metadata:     map[string]any{metaKey: &o},
 		Responses:    refusals(book.OpenAPI().Components.Schemas, o),
-		Extensions:   map[string]any{"x-rpc": o.overRPC()},
 	}
 	if len(o.aliases) > 0 {
-		op.Extensions["x-rpc-aliases"] = o.aliases
+		op.Extensions = map[string]any{"x-rpc-aliases": o.aliases}
 	}
 	if !o.public {
 		op.Security = []map[string][]string{{"bearer": {}}}
@@ -82,12 +77,7 @@ func (o *operation) describe() string {
 	if s != "" {
 		s += "\n\n"
 	}
-	switch {
-	case o.public:
-		s += "HTTP only: over MQTT the session is the login."
-	default:
-		s += "RPC: publish the parameters as one JSON object to `rpc/" + o.id + "/{rid}`."
-	}
+	s += "RPC: publish the parameters as one JSON object to `rpc/" + o.id + "/{rid}`."
 	if o.admin {
 		s += " Role `admin` only."
 	}

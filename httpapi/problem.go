@@ -29,7 +29,6 @@ const (
 	codeTooMany      = "rate_limited"
 	codeOrigin       = "origin_not_allowed"
 	codeBadAuth      = "token_required"
-	codeHTTPOnly     = "http_only"
 	codeNoOperation  = "operation_not_found"
 	codeAdminOnly    = "admin_only"
 	codeClosed       = "registration_closed"

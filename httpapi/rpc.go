@@ -30,8 +30,6 @@ func (a *API) Call(ctx context.Context, caller Caller, op string, params []byte)
 	switch {
 	case o == nil:
 		return nil, im.Refuse(im.NotFound, codeNoOperation, "there is no operation %.80q", op)
-	case !o.overRPC():
-		return nil, im.Refuse(im.Unsupported, codeHTTPOnly, "%s is HTTP only: over MQTT the session is the login", o.id)
 	case len(params) > a.opt.MaxBody:
 		return nil, im.Refuse(im.TooLarge, codeTooLarge, "parameters may have %d bytes", a.opt.MaxBody)
 	}

@@ -78,8 +78,7 @@ type document struct {
 	Paths map[string]map[string]struct {
 		OperationID string `json:"operationId"`
 		Security    []any
-		RequestBody any  `json:"requestBody"`
-		RPC         bool `json:"x-rpc"`
+		RequestBody any `json:"requestBody"`
 	}
 }
 
@@ -114,12 +113,11 @@ func TestEveryOperation(t *testing.T) {
 	type route struct {
 		method, path string
 		public, body bool
-		rpc          bool
 	}
 	routes := map[string]route{}
 	for path, methods := range doc.Paths {
 		for method, o := range methods {
-			routes[o.OperationID] = route{strings.ToUpper(method), path, len(o.Security) == 0, o.RequestBody != nil, o.RPC}
+			routes[o.OperationID] = route{strings.ToUpper(method), path, len(o.Security) == 0, o.RequestBody != nil}
 		}
 	}
 	seen := map[string]bool{}
@@ -197,9 +195,6 @@ func TestEveryOperation(t *testing.T) {
 		if status == http.StatusNoContent && len(out) != 0 {
 			t.Errorf("%s: 204 with a body: %s", c.op, out)
 		}
-		if r.rpc == r.public {
-			t.Errorf("%s: public %v, over RPC %v", c.op, r.public, r.rpc)
-		}
 		if rpc == "" {
 			continue
 		}
@@ -244,4 +239,72 @@ func TestPathsOfNothing(t *testing.T) {
 			t.Errorf("%s: %d %s %+v", path, res.StatusCode, res.Header.Get("Content-Type"), problem)
 		}
 	}
+}
+
+func byPassword(p *Person) option {
+	return func(o *connectOptions) { o.password = p.password() }
+}
+
+// What ends the connection that a request came on is answered before it does.
+func TestGoodbyesOverMQTT(t *testing.T) {
+	t.Parallel()
+	h := Open(t)
+	alice := h.Person("alice")
+	refused := func(token string) bool {
+		status, _, err := (&Person{h: h, Token: token}).call("GET", "/v1/me", nil)
+		return err == nil && status == http.StatusUnauthorized
+	}
+	login := alice.Token
+	web, tab, phone := alice.Connect("web"), alice.Connect("tab"), alice.Connect("phone", byPassword(alice))
+	if code := web.Call("auth.logout", "{}", nil); code != "" {
+		t.Errorf("logout of a token: %s", code)
+	}
+	if web.Gone() != 0x87 || tab.Gone() != 0x87 || !refused(login) {
+		t.Error("a logout ends what was connected with its token, and the token")
+	}
+	alice.Login()
+	other := alice.Connect("other")
+	if code := phone.Call("auth.logout", "{}", nil); code != "" {
+		t.Errorf("logout of a password: %s", code)
+	}
+	if phone.Gone() != 0x87 || refused(alice.Token) {
+		t.Error("the logout of a connection made with a password ends that connection")
+	}
+	if code := other.Call("me.password", `{"old":"correct-horse-alice","new":"other-horse-alice"}`, nil); code != "" {
+		t.Errorf("password: %s", code)
+	}
+	if other.Gone() != 0x87 || !refused(alice.Token) {
+		t.Error("a new password ends everything")
+	}
+}
+
+// Every operation is a request over MQTT as well, those that make a login too.
+func TestLoginOverMQTT(t *testing.T) {
+	t.Parallel()
+	h := Open(t)
+	d := h.Person("alice").Connect("phone")
+	var made struct{ User, Name string }
+	if code := d.Call("auth.register", `{"user":"zoe","password":"correct-horse-zoe"}`, &made); code != "" || made.User != "zoe" {
+		t.Errorf("register: %q %+v", code, made)
+	}
+	type grant struct {
+		Token     string
+		Refresh   string `json:"refresh_token"`
+		ExpiresIn int    `json:"expires_in"`
+		User      string
+	}
+	var g grant
+	for _, call := range [][2]string{{"auth.login", `{"user":"zoe","password":"correct-horse-zoe"}`}, {"auth.refresh", ""}} {
+		if call[1] == "" {
+			call[1] = `{"refresh_token":"` + g.Refresh + `"}`
+		}
+		g = grant{}
+		if code := d.Call(call[0], call[1], &g); code != "" || g.Token == "" || g.Refresh == "" || g.ExpiresIn != 900 || g.User != "zoe" {
+			t.Errorf("%s: %q %+v", call[0], code, g)
+		}
+	}
+	if code := d.Call("auth.login", `{"user":"zoe","password":"wrong-horse-zoe"}`, nil); code != "unauthorized" {
+		t.Errorf("a wrong password: %q", code)
+	}
+	(&Person{h: h, Name: "zoe", Token: g.Token}).must(http.StatusOK, "GET", "/v1/me", nil, nil)
 }
