@@ -7,13 +7,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/parley-im/parley/httpapi"
 	"github.com/parley-im/parley/im"
@@ -64,19 +62,16 @@ func (a *App) listenAdmin() error {
 	return nil
 }
 
-// handler serves the API, and backups, to the bearer alone.
+// handler serves the API to the bearer alone.
 func (x *adminAccess) handler(a *App) http.Handler {
 	api := a.api.Handler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		switch {
-		case !x.allows(r, bearer):
+		if !x.allows(r, bearer) {
 			http.Error(w, "this listener is for the commands of the operator", http.StatusUnauthorized)
-		case r.Method == http.MethodPost && r.URL.Path == "/v1/admin/backup":
-			a.serveBackup(w, r)
-		default:
-			api.ServeHTTP(w, r)
+			return
 		}
+		api.ServeHTTP(w, r)
 	})
 }
 
@@ -106,37 +101,21 @@ func (x *adminAccess) allows(r *http.Request, token string) bool {
 	return subtle.ConstantTimeCompare([]byte(token), []byte(x.token)) == 1 && r.Context().Value(ofAdmin{}) != nil
 }
 
-// serveBackup copies the store, online, to a directory on this machine.
-func (a *App) serveBackup(w http.ResponseWriter, r *http.Request) {
-	var in struct {
-		Dir string `json:"dir"`
+// backup writes a consistent copy of the store into dir, which must not exist. The
+// operator is told what went wrong.
+func (a *App) backup(ctx context.Context, dir string) error {
+	if !filepath.IsAbs(dir) {
+		return im.Refuse(im.Invalid, "dir_invalid", "dir is an absolute path")
 	}
-	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 8<<10)).Decode(&in)
-	rc := http.NewResponseController(w) // it takes as long as the copy does
-	_, _ = rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})
-	if err == nil && !filepath.IsAbs(in.Dir) {
-		err = errors.New("dir is an absolute path")
-	}
-	if err == nil {
-		err = a.Backup(r.Context(), in.Dir)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		_ = json.NewEncoder(w).Encode(map[string]string{"detail": err.Error()})
-		return
-	}
-	_ = json.NewEncoder(w).Encode(map[string]string{"dir": in.Dir})
-}
-
-// Backup writes a consistent copy of the store into dir, which must not exist.
-func (a *App) Backup(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); err == nil {
-		return fmt.Errorf("%s exists already: name a new directory", dir)
+		return im.Refuse(im.Conflict, "dir_exists", "%s exists already: name a new directory", dir)
 	}
 	cp, ok := a.store.(store.Checkpointer)
 	if !ok {
 		return im.Refuse(im.Unsupported, "no_backup", "this store is not copied by Parley: use the tools of MongoDB, or parley export")
 	}
-	return cp.Checkpoint(ctx, dir)
+	if err := cp.Checkpoint(ctx, dir); err != nil {
+		return im.Refuse(im.Unavailable, "backup_failed", "%v", err)
+	}
+	return nil
 }

@@ -215,7 +215,7 @@ func (a *App) makeFaces(ctx context.Context) error {
 	a.api = httpapi.New(httpapi.Options{
 		Chat: a.chat, Auth: a.auth, Accounts: a.store, Devices: a.store, Sessions: sessions{a},
 		Registration: cfg.RegistrationOpen, Operator: a.admin.allows, Version: a.version, Limits: limits,
-		Origins: cfg.HTTP.Origins, TrustedProxies: proxies, Log: a.log, Push: a.pushDoor(),
+		Origins: cfg.HTTP.Origins, TrustedProxies: proxies, Log: a.log, Push: a.pushDoor(), Backup: a.backup,
 	})
 	var limiter hooks.Limiter
 	if !cfg.Limits.Off {

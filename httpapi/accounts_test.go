@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -76,6 +77,26 @@ func TestAnOperatorIsNoUser(t *testing.T) {
 		if g := exchangeWith(t, base, send{method: "GET", path: path, token: "operator"}); g.status != http.StatusUnauthorized {
 			t.Errorf("%s: %d %s", path, g.status, g.body)
 		}
+	}
+}
+
+// A copy may take hours: the time-outs are for others. It is for the operator.
+func TestALongBackupIsAnswered(t *testing.T) {
+	a := desk(t)
+	a.answerTimeout, a.opt.BodyTimeout = 100*time.Millisecond, 100*time.Millisecond
+	var dirs []string
+	a.opt.Backup = func(_ context.Context, dir string) error {
+		<-time.After(300 * time.Millisecond)
+		dirs = append(dirs, dir)
+		return nil
+	}
+	base := serve(t, a.Handler())
+	backup := send{method: "POST", path: "/v1/admin/backup", token: "operator", body: `{"dir":"/copy"}`}
+	if g := exchangeWith(t, base, backup); g.status != http.StatusOK || string(g.body) != `{"dir":"/copy"}`+"\n" || len(dirs) != 1 {
+		t.Errorf("%d %s, copied to %v", g.status, g.body, dirs)
+	}
+	if _, err := a.Call(t.Context(), Caller{User: "root", Role: "admin"}, "admin.backup", []byte(`{"dir":"/copy"}`)); im.CodeOf(err) != codeOperatorOnly || len(dirs) != 1 {
+		t.Errorf("by an administrator: %v, copied to %v", err, dirs)
 	}
 }
 

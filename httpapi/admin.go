@@ -12,17 +12,17 @@ import (
 
 func (a *API) adminOperations(book huma.API) {
 	const tag = "admin: users"
-	absent := map[int]string{403: "`admin_only`: the caller is no administrator.", 404: "`user_not_found`: there is no such user."}
+	absent := map[int]string{404: "`user_not_found`: there is no such user."}
 
 	define(a, book, operation{
 		id: "admin.users.list", method: http.MethodGet, path: "/v1/admin/users", tag: tag, admin: true,
-		summary: "List accounts", refusals: map[int]string{403: absent[403]},
-		detail: "By id. Without `q` all of them; the next page begins `after` the last id of this one.",
+		summary: "List accounts",
+		detail:  "By id. Without `q` all of them; the next page begins `after` the last id of this one.",
 	}, a.listAccounts)
 
 	define(a, book, operation{
 		id: "admin.users.create", method: http.MethodPost, path: "/v1/admin/users", tag: tag, admin: true, status: http.StatusCreated,
-		summary: "Make an account", refusals: map[int]string{403: absent[403], 409: "The id is taken."},
+		summary: "Make an account", refusals: map[int]string{409: "`taken`: the id is taken."},
 		detail: "Works whether registration is open or not.",
 	}, a.createAccount)
 
@@ -57,6 +57,36 @@ func (a *API) adminOperations(book huma.API) {
 		summary: "Revoke all tokens of a user", refusals: absent,
 		detail: "And disconnect their devices. The password stays.",
 	}, a.revokeAccount)
+}
+
+// backupOperation is beside the others about administration: what it does is done
+// to the server's machine.
+func (a *API) backupOperation(book huma.API) {
+	define(a, book, operation{
+		id: "admin.backup", method: http.MethodPost, path: "/v1/admin/backup", tag: "admin: server", admin: true, operator: true, slow: true,
+		summary: "Copy the store into a directory on the server's machine",
+		detail:  "The copy is consistent and of one moment. The directory must not exist.",
+		refusals: map[int]string{
+			403: "`operator_only`: the caller is not one of the commands on the server's machine.",
+			409: "`dir_exists`: the directory exists already.",
+			422: "`dir_invalid`: the directory is no absolute path. `no_backup`: this store has tools of its own.",
+		},
+	}, func(ctx context.Context, _ Caller, in *backupInput) (*reply[backedUp], error) {
+		if a.opt.Backup == nil {
+			return nil, im.Refuse(im.Unsupported, "no_backup", "this server makes no backups")
+		}
+		return answerWith(backedUp{in.Body.Dir}, a.opt.Backup(ctx, in.Body.Dir))
+	})
+}
+
+type backupInput struct {
+	Body struct {
+		Dir string `json:"dir" minLength:"1" maxLength:"4096" doc:"An absolute path."`
+	} `nameHint:"Backup"`
+}
+
+type backedUp struct {
+	Dir string `json:"dir" doc:"Where the copy is."`
 }
 
 func accountOf(u store.User) account {

@@ -71,6 +71,9 @@ type Options struct {
 	// which may call the admin operations and no others; nil: there is none.
 	Operator func(r *http.Request, token string) bool
 
+	// Backup copies the store into a directory, for an operator; nil: it cannot.
+	Backup func(ctx context.Context, dir string) error
+
 	// Push rings phones; nil: nobody is rung here.
 	Push Push
 
@@ -85,6 +88,8 @@ type API struct {
 	mux    *http.ServeMux
 	limits *limits
 	ops    map[string]*operation // by operation id and alias; complete after New
+
+	answerTimeout time.Duration
 }
 
 // Caller is who asks, as the edge that authenticated them knows.
@@ -118,7 +123,7 @@ func New(o Options) *API {
 	}
 	def(&o.MaxBody, 64<<10)
 	def(&o.BodyTimeout, 10*time.Second)
-	a := &API{opt: o, log: o.Log, mux: http.NewServeMux(), limits: newLimits(o.Limits), ops: map[string]*operation{}}
+	a := &API{opt: o, log: o.Log, mux: http.NewServeMux(), limits: newLimits(o.Limits), ops: map[string]*operation{}, answerTimeout: answerTimeout}
 	book := a.newBook()
 	a.authOperations(book)
 	a.meOperations(book)
@@ -129,6 +134,7 @@ func New(o Options) *API {
 	a.deviceOperations(book)
 	a.pushOperations(book)
 	a.adminOperations(book)
+	a.backupOperation(book)
 	a.publish(book)
 	return a
 }

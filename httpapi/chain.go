@@ -52,7 +52,7 @@ func (a *API) authenticate(x *exchange, op *operation, _ http.ResponseWriter, r 
 	// An operator is nobody in particular: there is no account that the other
 	// operations could be about.
 	if op.admin && a.opt.Operator != nil && a.opt.Operator(r, token) {
-		x.caller = Caller{User: "admin", Role: "admin"}
+		x.caller, x.operator = Caller{User: "admin", Role: "admin"}, true
 		return nil
 	}
 	id, err := a.opt.Auth.CheckToken(r.Context(), token)
@@ -82,6 +82,9 @@ func bearer(h http.Header) (string, bool) {
 func (a *API) authorise(x *exchange, op *operation, _ http.ResponseWriter, _ *http.Request) error {
 	if op.admin && x.caller.Role != "admin" {
 		return im.Refuse(im.Forbidden, codeAdminOnly, "only an administrator may do this")
+	}
+	if op.operator && !x.operator {
+		return im.Refuse(im.Forbidden, codeOperatorOnly, "only a command on the server's machine may do this")
 	}
 	return nil
 }
@@ -137,6 +140,9 @@ func (a *API) readBody(x *exchange, op *operation, w http.ResponseWriter, r *htt
 	// net/http watches the connection while the handler runs: a deadline left
 	// standing would look to it like a client that went away.
 	_ = conn.SetReadDeadline(time.Time{})
+	if op.slow {
+		_ = conn.SetWriteDeadline(time.Time{})
+	}
 	if err := checkBody(op, r.Header, body); err != nil {
 		return err
 	}

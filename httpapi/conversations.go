@@ -30,7 +30,7 @@ func (a *API) conversationOperations(book huma.API) {
 
 	define(a, book, operation{
 		id: "conversations.read", method: http.MethodPut, path: convPath + "/read", tag: tag,
-		summary: "Say how far one has read", refusals: hidden,
+		summary: "Say how far one has read", refusals: map[int]string{403: "`not_friends`, `not_member`: no such conversation, or none one has a part in."},
 		detail: "The watermark never goes back and is cut at the head. Answers where it is now.",
 	}, a.markRead)
 }

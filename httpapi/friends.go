@@ -29,8 +29,9 @@ func (a *API) friendOperations(book huma.API) {
 
 	define(a, book, operation{
 		id: "friends.remove", method: http.MethodDelete, path: "/v1/friends/{user}", tag: friends,
-		summary: "End a friendship",
-		detail:  "It ends for both at once. The conversation stays readable for both.",
+		summary:  "End a friendship",
+		detail:   "It ends for both at once. The conversation stays readable for both.",
+		refusals: map[int]string{404: "`not_friends`: there is no friendship."},
 	}, func(ctx context.Context, c Caller, in *UserPath) (*none, error) {
 		return answerNone(a.opt.Chat.RemoveFriend(ctx, c.User, in.User))
 	})
@@ -42,7 +43,8 @@ func (a *API) friendOperations(book huma.API) {
 
 	define(a, book, operation{
 		id: "friend-requests.remove", method: http.MethodDelete, path: "/v1/friend-requests/{user}", tag: requests,
-		summary: "Refuse a request, or withdraw one's own",
+		summary:  "Refuse a request, or withdraw one's own",
+		refusals: map[int]string{404: "`request_not_found`: there is none, of either direction."},
 	}, func(ctx context.Context, c Caller, in *UserPath) (*none, error) {
 		return answerNone(a.opt.Chat.RefuseRequest(ctx, c.User, in.User))
 	})
@@ -57,6 +59,7 @@ func (a *API) friendOperations(book huma.API) {
 		summary: "Block a user",
 		detail: "Refuses messages of both directions from the next one on. The blocked user is not told, and a " +
 			"friendship stays for after the unblock.",
+		refusals: map[int]string{404: "`user_not_found`: there is no such user."},
 	}, func(ctx context.Context, c Caller, in *UserPath) (*none, error) {
 		return answerNone(a.opt.Chat.Block(ctx, c.User, in.User))
 	})

@@ -20,6 +20,8 @@ type exchange struct {
 	addr   netip.Addr
 	rpc    bool   // came by Call: caller is already known
 	op     string // operation id, once one was found
+
+	operator bool // the caller is an operator
 }
 
 type exchangeKey struct{}
@@ -40,7 +42,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.log.Debug("http", "method", r.Method, "op", x.op, "status", out.status, "user", x.caller.User,
 			"addr", x.addr, "took", a.opt.Now().Sub(begun))
 	}()
-	_ = http.NewResponseController(out).SetWriteDeadline(time.Now().Add(answerTimeout)) // a recorder has no connection
+	_ = http.NewResponseController(out).SetWriteDeadline(time.Now().Add(a.answerTimeout)) // a recorder has no connection
 	a.setHeaders(out.Header())
 	if a.crossOrigin(out, r) {
 		return

@@ -24,8 +24,11 @@ type operation struct {
 	status           int    // of success; default 200, or 204 without a body
 	refusals         map[int]string
 
-	public  bool     // needs no token
-	admin   bool     // role admin only
+	public   bool // needs no token
+	admin    bool // role admin only
+	operator bool // and of these only the commands on the server's machine
+	slow     bool // takes as long as it takes
+
 	aliases []string // further names over RPC
 
 	huma    *huma.Operation // set by rack
@@ -41,7 +44,7 @@ func define[I, O any](a *API, book huma.API, o operation, fn func(context.Contex
 		Summary: o.summary, Description: o.describe(), DefaultStatus: o.status,
 		MaxBodyBytes: int64(a.opt.MaxBody) + 1, // huma refuses a body that fills its limit
 		Metadata:     map[string]any{metaKey: &o},
-		Responses:    refusals(book.OpenAPI().Components.Schemas, o),
+		Responses:    refusals(book.OpenAPI().Components.Schemas, o, takesBody[I]()),
 	}
 	if len(o.aliases) > 0 {
 		op.Extensions = map[string]any{"x-rpc-aliases": o.aliases}
@@ -78,27 +81,45 @@ func (o *operation) describe() string {
 		s += "\n\n"
 	}
 	s += "RPC: publish the parameters as one JSON object to `rpc/" + o.id + "/{rid}`."
-	if o.admin {
+	switch {
+	case o.operator:
+		s += " For the commands on the server's machine only."
+	case o.admin:
 		s += " Role `admin` only."
 	}
 	return s
 }
 
+func takesBody[I any]() bool {
+	_, takes := reflect.TypeFor[I]().FieldByName("Body")
+	return takes
+}
+
 // refusals describes the answers an operation refuses with. All share one shape.
-func refusals(reg huma.Registry, o operation) map[string]*huma.Response {
+func refusals(reg huma.Registry, o operation, body bool) map[string]*huma.Response {
 	schema := reg.Schema(reflect.TypeFor[problem](), true, "Problem")
 	rs := map[string]*huma.Response{}
 	add := func(status int, why string) {
 		rs[strconv.Itoa(status)] = &huma.Response{Description: why, Content: map[string]*huma.MediaType{problemType: {Schema: schema}}}
 	}
-	for status, why := range o.refusals {
-		add(status, why)
+	if o.admin {
+		add(http.StatusForbidden, "`admin_only`: the caller is no administrator.")
+	}
+	if body {
+		add(http.StatusBadRequest, "`json_invalid`: the body is no JSON document, or names a field twice.")
+		add(http.StatusRequestTimeout, "`body_timeout`: the body did not arrive in time.")
+		add(http.StatusRequestEntityTooLarge, "`body_too_large`.")
+		add(http.StatusUnsupportedMediaType, "`content_type_unsupported`: send application/json.")
 	}
 	if !o.public {
 		add(http.StatusUnauthorized, "`unauthorized`: no token, or an expired or revoked one.")
 	}
 	add(http.StatusUnprocessableEntity, "`validation_failed`: an unknown field or one of the wrong form; `errors` says which.")
-	add(http.StatusTooManyRequests, "`rate_limited`: wait as long as Retry-After says.")
+	add(http.StatusTooManyRequests, "`rate_limited`: wait as long as Retry-After says; another code: as many of something as may be are there.")
+	add(http.StatusServiceUnavailable, "`unavailable`: the store does not answer now; try again after Retry-After.")
+	for status, why := range o.refusals {
+		add(status, why)
+	}
 	rs["default"] = &huma.Response{Description: "Any other refusal.", Content: map[string]*huma.MediaType{problemType: {Schema: schema}}}
 	return rs
 }

@@ -31,6 +31,7 @@ const (
 	codeBadAuth      = "token_required"
 	codeNoOperation  = "operation_not_found"
 	codeAdminOnly    = "admin_only"
+	codeOperatorOnly = "operator_only"
 	codeClosed       = "registration_closed"
 	codeUnknownParam = "unknown_parameter"
 )

@@ -66,7 +66,7 @@ func (a *API) pushOperations(book huma.API) {
 	}, a.replayPush)
 	define(a, book, operation{
 		id: "admin.push.send", method: http.MethodPost, path: "/v1/admin/push/send", tag: tag, admin: true,
-		summary: "Try a device's address", refusals: off,
+		summary: "Try a device's address", refusals: map[int]string{404: "`no_address`, `no_such_app`: there is nothing to try.", 422: off[422]},
 		detail: "Sends one push at once and answers what the provider said.",
 	}, a.tryPush)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -69,6 +70,7 @@ var calls = []struct {
 	{"admin.push.dead", call{who: "root", path: "/v1/admin/push/dead", want: 200, stranger: 403}},
 	{"admin.push.replay", call{who: "root", path: "/v1/admin/push/replay", body: `{}`, want: 200, stranger: 403}},
 	{"admin.push.send", call{who: "root", path: "/v1/admin/push/send", body: `{"user":"alice","device":"phone"}`, want: 404, stranger: 403}},
+	{"admin.backup", call{who: "root", path: "/v1/admin/backup", body: `{"dir":"/nowhere"}`, want: 403, stranger: 403}},
 	{"me.password", call{path: "/v1/me/password", body: `{"old":"correct-horse-alice","new":"other-horse-alice"}`, want: 204}},
 	{"auth.logout", call{who: "bob", path: "/v1/logout", want: 204}},
 }
@@ -79,6 +81,7 @@ type document struct {
 		OperationID string `json:"operationId"`
 		Security    []any
 		RequestBody any `json:"requestBody"`
+		Responses   map[string]any
 	}
 }
 
@@ -113,11 +116,12 @@ func TestEveryOperation(t *testing.T) {
 	type route struct {
 		method, path string
 		public, body bool
+		answers      map[string]any // by status
 	}
 	routes := map[string]route{}
 	for path, methods := range doc.Paths {
 		for method, o := range methods {
-			routes[o.OperationID] = route{strings.ToUpper(method), path, len(o.Security) == 0, o.RequestBody != nil}
+			routes[o.OperationID] = route{strings.ToUpper(method), path, len(o.Security) == 0, o.RequestBody != nil, o.Responses}
 		}
 	}
 	seen := map[string]bool{}
@@ -139,6 +143,9 @@ func TestEveryOperation(t *testing.T) {
 			status, out, err := p.call(r.method, path, in)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if r.answers[strconv.Itoa(status)] == nil {
+				t.Errorf("%s answers %d, which the document does not say: %s", c.op, status, out)
 			}
 			if status >= 400 {
 				var problem struct {
@@ -183,7 +190,7 @@ func TestEveryOperation(t *testing.T) {
 					t.Errorf("%s with %s: %d %s", c.op, why, status, out)
 				}
 			}
-			if status, _ := send(who, `{"x":"`+strings.Repeat("y", 100<<10)+`"}`); status != http.StatusRequestEntityTooLarge {
+			if status, _ := send(who, `{"x":"`+strings.Repeat("y", 100<<10)+`"}`); status != http.StatusRequestEntityTooLarge && c.want != 403 {
 				t.Errorf("%s with a huge body: %d", c.op, status)
 			}
 		}
