@@ -43,9 +43,10 @@ type Conn struct {
 		sync.Once
 		reason string
 	}
-	drained chan struct{} // closed when the reader has stopped and all it took is acknowledged
-	ended   func()        // the listener's
-	done    chan struct{} // closed when the connection has ended
+	sentAway atomic.Bool   // by disconnect: no packet is taken any more, of the same burst neither
+	drained  chan struct{} // closed when the reader has stopped and all it took is acknowledged
+	ended    func()        // the listener's
+	done     chan struct{} // closed when the connection has ended
 }
 
 // Version returns the MQTT protocol version: 4 (3.1.1) or 5.
@@ -245,6 +246,9 @@ func protocolVersion(frame []byte) byte {
 // errEnd is a proper end: DISCONNECT came.
 var errEnd = errors.New("client disconnected")
 
+// errSentAway is the end that disconnect makes.
+var errSentAway = errors.New("disconnected by the server")
+
 // arm sets the read deadline 1.5 keep-alives after last. It reports false if
 // that has passed.
 func (c *Conn) arm(last time.Time) bool {
@@ -404,6 +408,7 @@ func (c *Conn) log(msg string, args ...any) {
 func (c *Conn) disconnect(code byte, reason string) {
 	c.closed.Do(func() {
 		c.closed.reason = reason
+		c.sentAway.Store(true)
 		c.b.closed(reason)
 		var bye []byte
 		if c.version >= 5 && c.Session() != nil {

@@ -197,6 +197,9 @@ func (in *inbox) handle() (handled int, err error) {
 			}
 			break
 		}
+		if in.c.sentAway.Load() {
+			return handled, errSentAway
+		}
 		if err := in.c.handle(in.buf[in.r], in.buf[in.r+head:in.r+total], in.bye); err != nil {
 			return handled, err
 		}

@@ -342,7 +342,10 @@ func (d *Delivery) Forget(ctx context.Context, k im.DeviceKey) error {
 	mu := d.lock(k)
 	mu.Lock()
 	defer mu.Unlock()
-	if l := d.Line(k); l != nil {
+	if l := d.Line(k); l != nil && ctx.Value(asking{}) == l {
+		l.transient = true // dropped once more when it has been Answered and is gone
+		l.leaving.Store(int32(Removed))
+	} else if l != nil {
 		l.wire.Close(Removed)
 		d.retire(ctx, l)
 	}

@@ -270,6 +270,13 @@ func TestGoodbyesOverMQTT(t *testing.T) {
 		t.Error("a logout ends what was connected with its token, and the token")
 	}
 	alice.Login()
+	lost := alice.Connect("lost")
+	if code := lost.Call("devices.remove", `{"device":"lost"}`, nil); code != "" {
+		t.Errorf("removal of the device: %s", code)
+	}
+	if lost.Gone() != 0x98 || alice.Connect("lost").Connack.SessionPresent {
+		t.Error("a device that removes itself is disconnected and forgotten")
+	}
 	other := alice.Connect("other")
 	if code := phone.Call("auth.logout", "{}", nil); code != "" {
 		t.Errorf("logout of a password: %s", code)

@@ -59,6 +59,31 @@ func TestAPacketIDIsFreeAgain(t *testing.T) {
 	}
 }
 
+// TestNothingIsTakenAfterALogoutInTheSameBurst: the very next packet is too late.
+func TestNothingIsTakenAfterALogoutInTheSameBurst(t *testing.T) {
+	_, alice, bob := stage(t)
+	b := bob.Connect("phone")
+	d := alice.Connect("phone", func(o *connectOptions) { o.password = alice.Login() })
+	var burst bytes.Buffer
+	for i, topic := range []string{"rpc/auth.logout/1", "dm/bob", "dm/bob"} {
+		pk := packets.Packet{ProtocolVersion: V5, FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}, TopicName: topic, PacketID: uint16(i + 1)}
+		if err := pk.PublishEncode(&burst); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Raw(burst.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	d.Await("re/1")
+	if code := d.Gone(); code != 0x87 {
+		t.Errorf("DISCONNECT 0x%02x, want 0x87", code)
+	}
+	b.Quiet()
+	if n := len(bob.History("dm/alice")); n > 0 {
+		t.Errorf("%d messages were taken after the logout", n)
+	}
+}
+
 // TestWhatFollowsInTheSameBurst: a message, its recall and its watermark in one
 // write: each finds what came before it in the log.
 func TestWhatFollowsInTheSameBurst(t *testing.T) {

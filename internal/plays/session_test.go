@@ -327,6 +327,41 @@ func TestQoS2IsOnce(t *testing.T) {
 	b.Quiet()
 }
 
+func TestARequestAtQoS2RunsOnce(t *testing.T) {
+	h, alice, _ := stage(t)
+	ask := func(d *Device, dup bool) string {
+		t.Helper()
+		d.Post(message{topic: "rpc/groups.create/1", body: `{"name":"once"}`, qos: 2, id: 5, dup: dup})
+		d.wait(packets.Pubrec, 5)
+		return d.Await("re/1").Body
+	}
+	a := alice.Connect("phone")
+	if got := ask(a, false); !strings.HasPrefix(got, `{"ok":true`) {
+		t.Fatal(got)
+	}
+	a.Drop() // before its PUBREL
+	a = alice.Connect("phone")
+	if got := ask(a, true); !strings.HasPrefix(got, `{"ok":false,"error":{"code":"repeated",`) {
+		t.Errorf("over a new connection: %s", got)
+	}
+	h.Kill()
+	h.Start()
+	a = alice.Connect("phone")
+	if got := ask(a, true); !strings.HasPrefix(got, `{"ok":false,"error":{"code":"repeated",`) {
+		t.Errorf("after a crash: %s", got)
+	}
+	var groups []struct{ Group string }
+	alice.must(http.StatusOK, "GET", "/v1/groups", nil, &groups)
+	if len(groups) != 1 {
+		t.Errorf("%d groups were made", len(groups))
+	}
+	_ = a.write(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pubrel, Qos: 1}, PacketID: 5})
+	a.wait(packets.Pubcomp, 5)
+	if got := ask(a, false); !strings.HasPrefix(got, `{"ok":true`) { // the id is free again
+		t.Error(got)
+	}
+}
+
 func TestARestartKeepsEverything(t *testing.T) {
 	h, alice, bob := stage(t)
 	a, b := alice.Connect("phone"), bob.Connect("phone")
