@@ -156,7 +156,7 @@ func check(t *testing.T, s *Store, acked promised, when string) {
 	}
 }
 
-var tiny = Options{MemTableBytes: 64 << 10, CacheBytes: 1 << 20}
+var tiny = Options{MemTableBytes: 64 << 10, CacheBytes: 1 << 20, rewriteAge: time.Millisecond}
 
 // reuseOnce keeps MemFS.ReuseForWrite from a deadlock: it takes the lock that a
 // clone needs for reading, and once more inside (Pebble 2.1.7).

@@ -54,6 +54,8 @@ type Options struct {
 	Now           func() time.Time
 	Log           *slog.Logger
 	Events        Events
+
+	rewriteAge time.Duration // how old a file of values is that is rewritten; default 5 minutes
 }
 
 // Store is a store.Store on Pebble. Make it with Open.
@@ -161,6 +163,9 @@ func setDefaults(o *Options) {
 	if o.DedupeWindow <= 0 {
 		o.DedupeWindow = 4 * 24 * time.Hour
 	}
+	if o.rewriteAge <= 0 {
+		o.rewriteAge = 5 * time.Minute
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -216,12 +221,26 @@ func (s *Store) options(readOnly bool) *pebble.Options {
 		L0StopWritesThreshold:       20,
 		MaxOpenFiles:                1000,
 	}
+	o.Experimental.ValueSeparationPolicy = s.separation
 	for i := range o.Levels {
 		o.Levels[i].BlockSize = 16 << 10
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		o.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
 	return o
+}
+
+// separation keeps bodies out of compactions: what is long, which is bursts and
+// long messages, is written once, to a file of values, and only where it lies is
+// rewritten. A file that is a fifth garbage is written again.
+func (s *Store) separation() pebble.ValueSeparationPolicy {
+	return pebble.ValueSeparationPolicy{
+		Enabled:               true,
+		MinimumSize:           256,
+		MaxBlobReferenceDepth: 10,
+		RewriteMinimumAge:     s.opt.rewriteAge,
+		TargetGarbageRatio:    0.2,
+	}
 }
 
 // open opens the database and reads what the sequencer needs to know.
