@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -38,6 +39,9 @@ type queue struct {
 	closed bool
 }
 
+// enough jobs are taken without waiting for more.
+const enough = 256
+
 func (q *queue) init(max int) {
 	q.max = max
 	q.work, q.room = sync.NewCond(&q.mu), sync.NewCond(&q.mu)
@@ -62,12 +66,21 @@ func (q *queue) push(j job) bool {
 	return true
 }
 
-// take waits for work and returns all of it; nil when closed and empty.
+// take waits for work and returns all of it; nil when closed and empty. As long as
+// goroutines that run anyway add to it, it lets them: what they have comes into
+// the same batch instead of waiting for a sync of its own. Where nobody else wants
+// to run this takes no time.
 func (q *queue) take() []job {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.jobs) == 0 && !q.closed {
 		q.work.Wait()
+	}
+	for n := 0; n < len(q.jobs) && len(q.jobs) < enough; {
+		n = len(q.jobs)
+		q.mu.Unlock()
+		runtime.Gosched()
+		q.mu.Lock()
 	}
 	jobs := q.jobs
 	q.jobs, q.spare = q.spare[:0], nil
