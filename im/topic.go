@@ -62,7 +62,7 @@ type Topic struct {
 // gives a Topic or a TopicInvalid error whose reason says what to write
 // instead. Topics outside the IM space come back as VerbPlain.
 func ParseTopic(me UserID, name string) (Topic, error) {
-	if err := CheckTopicName(name); err != nil {
+	if err := checkName(name); err != nil {
 		return Topic{}, err
 	}
 	head, rest, deep := strings.Cut(name, "/")
@@ -86,7 +86,7 @@ func ParseTopic(me UserID, name string) (Topic, error) {
 	case "re", "presence", "error", "sent":
 		return Topic{}, badTopic(name, "this topic is written by the server only")
 	}
-	return Topic{Verb: VerbPlain}, nil
+	return Topic{Verb: VerbPlain}, checkLength(name) // the grammar bounds the others: an id of 64 characters may have 256 bytes by itself
 }
 
 func parseConvTopic(me UserID, name, head, rest string) (Topic, error) {
@@ -187,11 +187,23 @@ func CheckMessageID(id string) error {
 // [MQTT-3.3.2-2]: no wildcard, no control character, at most MaxTopicLevels
 // levels and MaxTopicBytes bytes.
 func CheckTopicName(name string) error {
+	if err := checkLength(name); err != nil {
+		return err
+	}
+	return checkName(name)
+}
+
+func checkLength(name string) error {
+	if len(name) > MaxTopicBytes {
+		return badTopic(name, "it is longer than 256 bytes")
+	}
+	return nil
+}
+
+func checkName(name string) error {
 	switch {
 	case name == "":
 		return badTopic(name, "it is empty")
-	case len(name) > MaxTopicBytes:
-		return badTopic(name, "it is longer than 256 bytes")
 	case strings.ContainsAny(name, "+#"):
 		return badTopic(name, "a published topic has no wildcard [MQTT-3.3.2-2]")
 	case name[0] == '$':
