@@ -230,8 +230,8 @@ func (n *node) remove(levels []string, share string, d *subscriber) bool {
 }
 
 // Match returns the devices that a publication to topic by from concerns, each
-// once. Of a shared subscription it picks one member, a connected one if online
-// finds any [MQTT-4.8.2-*].
+// once for all its own subscriptions. Of a shared subscription it picks one member,
+// a connected one if online finds any [MQTT-4.8.2-*], which gets a copy for that.
 func (s *Space) Match(topic string, from im.DeviceKey, online func(im.DeviceKey) bool) []Target {
 	s.mu.Lock() // turn
 	defer s.mu.Unlock()
@@ -250,7 +250,7 @@ type matcher struct {
 	online func(im.DeviceKey) bool
 	turn   uint64
 	out    []Target
-	at     map[im.DeviceKey]int // index into out
+	at     map[im.DeviceKey]int // index into out of what a device gets by itself
 }
 
 func (m *matcher) walk(n *node, levels []string, first bool) {
@@ -301,7 +301,8 @@ func (m *matcher) pick(group map[*subscriber]store.Subscription) {
 	}
 	slices.SortFunc(here, func(a, b *subscriber) int { return strings.Compare(a.key.String(), b.key.String()) })
 	d := here[m.turn%uint64(len(here))]
-	m.add(d, group[d])
+	m.out = append(m.out, Target{Key: d.key, Persistent: d.persistent})
+	m.out[len(m.out)-1].grant(group[d])
 }
 
 func (m *matcher) add(d *subscriber, sub store.Subscription) {
@@ -314,7 +315,11 @@ func (m *matcher) add(d *subscriber, sub store.Subscription) {
 		m.at[d.key] = i
 		m.out = append(m.out, Target{Key: d.key, Persistent: d.persistent})
 	}
-	t := &m.out[i]
+	m.out[i].grant(sub)
+}
+
+// grant adds what a subscription asks for.
+func (t *Target) grant(sub store.Subscription) {
 	t.QoS = max(t.QoS, min(sub.QoS, 1))
 	t.Retain = t.Retain || sub.RetainAsPublished
 	if sub.ID > 0 {

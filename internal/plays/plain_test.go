@@ -218,6 +218,22 @@ func TestSharedSubscriptions(t *testing.T) {
 	if len(got) != n {
 		t.Errorf("%d of %d came: %v", len(got), n, got)
 	}
+	// Each group gets its copy, and so does a subscription of one's own, also where
+	// they are one device's.
+	two.Unsubscribe("$share/w/open/x")
+	one.Subscribe("$share/v/open/+", 1, func(s *packets.Subscription) { s.Identifier = 7 })
+	one.Subscribe("open/x", 0)
+	one.Subscribe("open/#", 0)
+	a.Publish("open/x", "to all")
+	copies := map[string]int{}
+	for range 3 {
+		g := one.Expect("open/x", "to all")
+		copies[fmt.Sprint(g.QoS, g.Raw.Properties.SubscriptionIdentifier)]++
+	}
+	one.Quiet()
+	if copies["0 []"] != 1 || copies["1 []"] != 1 || copies["1 [7]"] != 1 {
+		t.Errorf("%v", copies)
+	}
 }
 
 func TestAReturningSessionHearsOnlyWhatTheRulesAllowNow(t *testing.T) {
