@@ -154,7 +154,7 @@ func (f *filler) fill() {
 	heads, err := f.st.Heads(ctx, convs)
 	f.must(err)
 	recalled := heads[0].Seq
-	f.append(&store.Append{Entry: im.Entry{Conv: convs[0], From: "alice", Op: im.OpRecall, Ref: recalled}, Blank: []im.Seq{recalled}})
+	f.append(&store.Append{Entry: im.Entry{Conv: convs[0], From: "alice", Op: im.OpRecall, Ref: recalled}})
 	for packet := range uint16(3) { // not yet released
 		f.append(&store.Append{Packet: packet + 1, Entry: im.Entry{Conv: convs[0], From: "alice", Device: "phone", Body: f.body()}})
 	}

@@ -79,10 +79,9 @@ func (c *Chat) checkOperation(ctx context.Context, s Sender, role string, a *sto
 		if ref.From != s.User && role != "owner" && role != "admin" {
 			return im.Refuse(im.Forbidden, "not_author", "only the author recalls a message, or an admin of the group")
 		}
-		e.Body, e.Type = nil, "" // a recall says nothing but what it recalls
-		a.Blank, err = c.withEdits(ctx, e.Conv, e.Ref)
+		e.Body, e.Type = nil, "" // a recall says nothing but what it recalls; the store empties that and its edits
 	}
-	return err
+	return nil
 }
 
 // visible returns entry seq of conv if user may see it.
@@ -102,26 +101,6 @@ func (c *Chat) visible(ctx context.Context, user im.UserID, conv im.ConvID, seq 
 		return nil, unknown
 	}
 	return e, err
-}
-
-// withEdits lists a message and its edits: a recall empties them all.
-func (c *Chat) withEdits(ctx context.Context, conv im.ConvID, ref im.Seq) ([]im.Seq, error) {
-	seqs := []im.Seq{ref}
-	for after := ref; ; {
-		es, err := c.st.Range(ctx, conv, after, 512, 4<<20)
-		if err != nil {
-			return nil, err
-		}
-		if len(es) == 0 {
-			return seqs, nil
-		}
-		for _, e := range es {
-			if e.Op == im.OpEdit && e.Ref == ref {
-				seqs = append(seqs, e.Seq)
-			}
-		}
-		after = es[len(es)-1].Seq
-	}
 }
 
 // Submit hands checked appends to the log. Each comes back through the

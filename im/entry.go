@@ -79,6 +79,13 @@ func (e *Entry) AppendTopic(b []byte, viewer UserID) []byte {
 	return b
 }
 
+// Empty takes away what the entry says, as a recall does. The entry must be in
+// nobody else's hands yet.
+func (e *Entry) Empty() {
+	e.Body, e.Type = nil, ""
+	e.Flags |= FlagRecalled
+}
+
 // Size is what the entry weighs in a queue or cache, in bytes: its variable
 // parts and a constant for the rest.
 func (e *Entry) Size() int {

@@ -88,6 +88,11 @@ type Head struct {
 }
 
 // Append is one entry on its way into the log.
+//
+// An OpRecall empties, in the same commit, the entry Ref and every OpEdit of Ref
+// that is in the log: Body and Type go, FlagRecalled is set. An OpEdit of an entry
+// that was recalled before is itself appended so. Entries between are not sent through
+// the engine. Ref need not be there.
 type Append struct {
 	Entry im.Entry // Seq and TS are set by the store
 
@@ -95,10 +100,6 @@ type Append struct {
 	// Entry.From published: the commit also writes a receipt, and finding one
 	// means the same publish came before (a duplicate). [MQTT-4.3.3-2]
 	Packet uint16
-
-	// Blank lists entries of the same conversation whose Body and Type are
-	// emptied in the same commit (a recall). They get FlagRecalled.
-	Blank []im.Seq
 
 	// Retain, if not nil, is written in the same commit (plain space).
 	Retain *RetainedMessage

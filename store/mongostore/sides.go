@@ -176,14 +176,14 @@ func (r *receipt) where() bson.D { return append(byID(r.ID), bson.E{Key: "u", Va
 // say so are in the log: a transaction that is committed from the start.
 func (x *writer) intents(ctx context.Context, jobs []*job) error {
 	for _, j := range jobs {
-		if len(j.Blank) == 0 {
+		if j.Entry.Op != im.OpRecall {
 			continue
 		}
 		j.tx = bson.NewObjectID().Hex()
 		if j.key == "" {
 			j.key = txKey(j.tx, 0)
 		}
-		doc := txDoc{ID: j.tx, State: committed, Begun: x.s.opt.Now().UnixMilli(), Entries: []message{newMessage(&j.Entry, j.key, "")}, Conv: string(x.conv), Blank: seqs(j.Blank)}
+		doc := txDoc{ID: j.tx, State: committed, Begun: x.s.opt.Now().UnixMilli(), Entries: []message{newMessage(&j.Entry, j.key, "")}, Conv: string(x.conv), Recall: int64(j.Entry.Ref)}
 		if err := x.s.putTx(ctx, &doc); err != nil {
 			return err
 		}
@@ -191,12 +191,38 @@ func (x *writer) intents(ctx context.Context, jobs []*job) error {
 	return nil
 }
 
-func seqs(in []im.Seq) []int64 {
-	out := make([]int64, len(in))
-	for i, s := range in {
-		out[i] = int64(s)
+// recalled empties those of jobs that edit what was recalled, before or by one of
+// them.
+func (x *writer) recalled(ctx context.Context, jobs []*job) error {
+	gone := map[im.Seq]bool{}
+	var refs []string
+	for _, j := range jobs {
+		switch j.Entry.Op {
+		case im.OpRecall:
+			gone[j.Entry.Ref] = true
+		case im.OpEdit:
+			refs = append(refs, messageID(x.conv, j.Entry.Ref))
+		}
 	}
-	return out
+	if len(refs) == 0 {
+		return nil
+	}
+	ms, err := read[message](ctx, x.s, "recalled", x.s.messages, append(bson.D{{Key: "c", Value: string(x.conv)}}, in(refs)...),
+		options.Find().SetProjection(bson.D{{Key: "s", Value: 1}, {Key: "fl", Value: 1}}))
+	if err != nil {
+		return err
+	}
+	for i := range ms {
+		if im.Flags(ms[i].Flags)&im.FlagRecalled != 0 {
+			gone[im.Seq(ms[i].Seq)] = true
+		}
+	}
+	for _, j := range jobs {
+		if j.Entry.Op == im.OpEdit && gone[j.Entry.Ref] {
+			j.Entry.Empty()
+		}
+	}
+	return nil
 }
 
 // blank does what intents has written down.
@@ -205,7 +231,7 @@ func (x *writer) blank(ctx context.Context, jobs []*job) error {
 		if j.tx == "" {
 			continue
 		}
-		if err := x.s.empty(ctx, x.conv, seqs(j.Blank)); err != nil {
+		if err := x.s.recall(ctx, x.conv, int64(j.Entry.Ref)); err != nil {
 			return err
 		}
 		if err := x.s.dropTx(ctx, j.tx); err != nil {
@@ -213,6 +239,22 @@ func (x *writer) blank(ctx context.Context, jobs []*job) error {
 		}
 	}
 	return nil
+}
+
+// recall empties a message and its edits. The database looks for them in the
+// conversation after the message; only what it finds is sent here.
+func (s *Store) recall(ctx context.Context, conv im.ConvID, ref int64) error {
+	edits, err := read[message](ctx, s, "recall", s.messages,
+		append(between(conv, im.Seq(ref)+1, noEnd), bson.E{Key: "ref", Value: ref}, bson.E{Key: "op", Value: int32(im.OpEdit)}),
+		options.Find().SetProjection(bson.D{{Key: "s", Value: 1}}))
+	if err != nil {
+		return err
+	}
+	seqs := []int64{ref}
+	for i := range edits {
+		seqs = append(seqs, edits[i].Seq)
+	}
+	return s.empty(ctx, conv, seqs)
 }
 
 // empty takes body and type of messages away.

@@ -46,8 +46,9 @@ type txDoc struct {
 	Begun   int64     `bson:"at"` // Unix ms
 	Rows    []txRow   `bson:"rows,omitempty"`
 	Entries []message `bson:"es,omitempty"` // without seq and time
-	Conv    string    `bson:"c,omitempty"`  // of Blank
-	Blank   []int64   `bson:"bl,omitempty"` // seqs to empty once the entries are in
+	Conv    string    `bson:"c,omitempty"`  // of Recall
+	Recall  int64     `bson:"rc,omitempty"` // what to empty, with its edits, once the entries are in
+	Blank   []int64   `bson:"bl,omitempty"` // the same, as earlier versions wrote it
 }
 
 // txRow is one row of a transaction. Exactly one of the values is set, unless it
@@ -425,6 +426,11 @@ func (s *Store) apply(ctx context.Context, doc *txDoc, as []*store.Append) (told
 	}
 	if err := s.empty(ctx, im.ConvID(doc.Conv), doc.Blank); err != nil {
 		return true, err
+	}
+	if doc.Recall != 0 {
+		if err := s.recall(ctx, im.ConvID(doc.Conv), doc.Recall); err != nil {
+			return true, err
+		}
 	}
 	return true, s.dropTx(ctx, doc.ID)
 }

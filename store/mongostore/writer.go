@@ -63,7 +63,7 @@ type job struct {
 	// For one batch:
 	dup  bool   // not to be inserted: Entry.Seq and TS are the original's
 	same *job   // a duplicate of an earlier one of the batch
-	tx   string // the intent of its Blank
+	tx   string // the intent of a recall
 }
 
 func (w *writers) init(s *Store) {
@@ -276,6 +276,9 @@ func (x *writer) write(batch []job) (err error) {
 	fresh := x.pick(batch)
 	if len(fresh) > 0 {
 		if err := x.lease(ctx); err != nil {
+			return err
+		}
+		if err := x.recalled(ctx, fresh); err != nil {
 			return err
 		}
 		if err := x.intents(ctx, fresh); err != nil {

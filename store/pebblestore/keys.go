@@ -16,6 +16,7 @@ const (
 	tDedupe   = 0x06 // epoch, conv number, from, 0, id → seq, ts
 	tReceipt  = 0x07 // user, 0, device, 0, packet → conv, seq, ts
 	tUserConv = 0x08 // user, 0, conv: DMs with at least one entry
+	tEdit     = 0x09 // conv number, seq of an entry, seq of an edit of it
 	tUser     = 0x10 // user → row
 	tToken    = 0x11 // hash → row
 	tTokenOf  = 0x12 // user, 0, hash
@@ -64,6 +65,11 @@ func numKey(table byte, num uint64, rest ...byte) []byte {
 
 func msgKey(num uint64, seq im.Seq) []byte {
 	return binary.BigEndian.AppendUint64(numKey(tMsg, num), uint64(seq))
+}
+
+func editKey(num uint64, ref, edit im.Seq) []byte {
+	k := binary.BigEndian.AppendUint64(numKey(tEdit, num), uint64(ref))
+	return binary.BigEndian.AppendUint64(k, uint64(edit))
 }
 
 func seqOf(msgKey []byte) im.Seq { return im.Seq(binary.BigEndian.Uint64(msgKey[9:])) }

@@ -164,11 +164,28 @@ func (s *Store) Trim(ctx context.Context, conv im.ConvID, upTo im.Seq) error {
 		} else if err := b.DeleteRange(msgKey(num, 0), msgKey(num, upTo+1), nil); err != nil {
 			return err
 		}
+		if err := trimEdits(db, b, num, upTo); err != nil {
+			return err
+		}
 		if err := b.Set(numKey(tFloor, num), pair(uint64(upTo), uint64(ts)), nil); err != nil {
 			return err
 		}
 		return db.Apply(b, pebble.NoSync)
 	})
+}
+
+// trimEdits forgets the edits of what is trimmed, if there are any: a range
+// tombstone for nothing would cost later readers.
+func trimEdits(db *pebble.DB, b *pebble.Batch, num uint64, upTo im.Seq) error {
+	lower, upper := editKey(num, 0, 0), editKey(num, upTo+1, 0)
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return err
+	}
+	if it.First() {
+		err = b.DeleteRange(lower, upper, nil)
+	}
+	return errors.Join(err, it.Error(), it.Close())
 }
 
 func notFound(what string) error { return im.Refuse(im.NotFound, "", "%s not found", what) }

@@ -136,14 +136,17 @@ func TestRecallInABurst(t *testing.T) {
 	s := open(t, "db", Options{FS: vfs.NewMem()})
 	defer func() { _ = s.Close() }()
 	appendBurst(t, s, nil, "one", "two", "three", "four")
-	recall := func(seqs ...im.Seq) *store.Append {
-		return &store.Append{Entry: im.Entry{Conv: dm, From: "a", Device: "d", Op: im.OpRecall, Ref: seqs[0]}, Blank: seqs}
+	recall := func(seq im.Seq) *store.Append {
+		return &store.Append{Entry: im.Entry{Conv: dm, From: "a", Device: "d", Op: im.OpRecall, Ref: seq}}
 	}
 	second := recall(3)
 	second.Done = func(*store.Append) {}
 	s.Append(second)
-	appendBurst(t, s, recall(1, 4), "five")
-	expect(t, "after recalls", bodies(t, s, 0, 10), "1: 2:two 3: 4: 5: 6:five 7:")
+	first := recall(1)
+	first.Done = func(*store.Append) {}
+	s.Append(first)
+	appendBurst(t, s, recall(4), "five")
+	expect(t, "after recalls", bodies(t, s, 0, 10), "1: 2:two 3: 4: 5: 6: 7:five 8:")
 	e, err := s.Entry(context.Background(), dm, 4)
 	if err != nil || e.Flags&im.FlagRecalled == 0 || e.Type != "" {
 		t.Errorf("%+v %v: should be recalled", e, err)
@@ -212,12 +215,42 @@ func TestFirstFormat(t *testing.T) {
 	s = open(t, dir, Options{})
 	appendBurst(t, s, nil, "three", "four")
 	expect(t, "old and new rows", bodies(t, s, 0, 10), "1:one 2:two 3:three 4:four")
-	if v, err := get(s.db.DB, key(tMeta, "format")); err != nil || string(v) != "2" {
+	if v, err := get(s.db.DB, key(tMeta, "format")); err != nil || string(v) != "3" {
 		t.Errorf("format %s %v", v, err)
 	}
 	_ = s.Close()
 	if info, err := Verify(dir); err != nil || info.Entries != 4 {
 		t.Errorf("%+v %v", info, err)
+	}
+}
+
+// TestEditsOfAnEarlierFormat: a store that was written without an index of edits
+// gets it, so that a recall finds the edits made before.
+func TestEditsOfAnEarlierFormat(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, "db", Options{FS: fs})
+	edit := func(ref im.Seq) *store.Append {
+		return &store.Append{Entry: im.Entry{Conv: dm, From: "a", Device: "d", Op: im.OpEdit, Ref: ref, Body: []byte("edit")}}
+	}
+	appendBurst(t, s, edit(1), "one", "two") // 3
+	appendBurst(t, s, edit(2))               // 4
+	appendBurst(t, s, edit(1), "five")       // 6
+	if err := s.write(func(b *pebble.Batch) error {
+		return errors.Join(b.DeleteRange([]byte{tEdit}, []byte{tEdit + 1}, nil), b.Set(key(tMeta, "format"), []byte("2"), nil))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	s = open(t, "db", Options{FS: fs})
+	defer func() { _ = s.Close() }()
+	appendBurst(t, s, &store.Append{Entry: im.Entry{Conv: dm, From: "a", Device: "d", Op: im.OpRecall, Ref: 1}})
+	expect(t, "after the recall", bodies(t, s, 0, 10), "1: 2:two 3: 4:edit 5:five 6: 7:")
+	if err := s.Trim(context.Background(), dm, 1); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := scan(s.db.DB, []byte{tEdit}, func(_, _ []byte) bool { n++; return true }); err != nil || n != 1 {
+		t.Errorf("%d edits are known after a trim, want that of the entry that is left: %v", n, err)
 	}
 }
 

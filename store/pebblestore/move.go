@@ -308,6 +308,11 @@ func (x *loader) entry(e *im.Entry) error {
 		}
 	}
 	x.of, x.burst = num, append(x.burst, e)
+	if e.Op == im.OpEdit {
+		if err := x.b.Set(editKey(num, e.Ref, e.Seq), nil, nil); err != nil {
+			return err
+		}
+	}
 	young := e.TS > x.s.opt.Now().Add(-2*x.s.opt.DedupeWindow).UnixMilli()
 	if e.ID != "" && e.Op != im.OpEvent && e.Op != im.OpPublish && young {
 		return x.b.Set(dedupeKey(x.s.epochAt(x.s.opt.Now()), num, e.From, e.ID), pair(uint64(e.Seq), uint64(e.TS)), nil)

@@ -25,9 +25,11 @@ import (
 )
 
 // formatVersion is the version of keys and values that this code writes. It reads
-// those of firstFormat too, which had one row for each entry.
+// those before it too: the first had one row for each entry, the second no index
+// of edits.
 const (
-	formatVersion = 2
+	formatVersion = 3
+	editsFormat   = 3
 	firstFormat   = 1
 )
 
@@ -250,7 +252,7 @@ func (s *Store) open() (db *pebble.DB, err error) {
 	if err != nil {
 		return nil, im.E(im.Unavailable, "pebblestore.Open", err)
 	}
-	if err := checkFormat(db, s.dir, true); err != nil {
+	if err := s.takeOver(db); err != nil {
 		_ = db.Close()
 		return nil, err
 	}
@@ -313,25 +315,43 @@ func (s *Store) warmLog(db *pebble.DB) (err error) {
 	return nil
 }
 
-// checkFormat reads the version, or writes it into an empty store.
-func checkFormat(db *pebble.DB, dir string, create bool) error {
+// takeOver brings a store of an earlier format to this one; a new store has it
+// from the start. Older versions refuse it from then on.
+func (s *Store) takeOver(db *pebble.DB) error {
+	found, err := checkFormat(db, s.dir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case found == formatVersion:
+		return nil
+	case found != 0 && found < editsFormat:
+		s.log.Info("the store is of an earlier version: its log is read once, to know its edits", "format", found)
+		if err := indexEdits(db); err != nil {
+			return im.E(im.Unavailable, "pebblestore.Open", err)
+		}
+	}
+	return db.Set(key(tMeta, "format"), []byte(strconv.Itoa(formatVersion)), pebble.Sync)
+}
+
+// checkFormat returns the format of the store, 0 if it is new, and refuses what
+// this version cannot read.
+func checkFormat(db *pebble.DB, dir string) (int, error) {
 	v, closer, err := db.Get(key(tMeta, "format"))
-	if errors.Is(err, pebble.ErrNotFound) && create {
-		return db.Set(key(tMeta, "format"), []byte(strconv.Itoa(formatVersion)), pebble.Sync)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
 	}
 	if err != nil {
-		return im.E(im.Unavailable, "pebblestore.Open", fmt.Errorf("no Parley store in %s: %w", dir, err))
+		return 0, im.E(im.Unavailable, "pebblestore.Open", fmt.Errorf("no Parley store in %s: %w", dir, err))
 	}
 	found := string(v)
 	_ = closer.Close()
-	switch n, err := strconv.Atoi(found); {
-	case err != nil || n < firstFormat || n > formatVersion:
-		return im.Refuse(im.Unsupported, "store_format", "the store in %s has format %s, this version of Parley reads formats %d to %d: use the version that wrote it, or export and import",
+	n, err := strconv.Atoi(found)
+	if err != nil || n < firstFormat || n > formatVersion {
+		return 0, im.Refuse(im.Unsupported, "store_format", "the store in %s has format %s, this version of Parley reads formats %d to %d: use the version that wrote it, or export and import",
 			dir, found, firstFormat, formatVersion)
-	case n < formatVersion && create: // an older version cannot read what is written from now on
-		return db.Set(key(tMeta, "format"), []byte(strconv.Itoa(formatVersion)), pebble.Sync)
 	}
-	return nil
+	return n, nil
 }
 
 func recoverFatal(err *error) {
@@ -453,10 +473,14 @@ func Verify(dir string) (info Info, err error) {
 		return info, im.E(im.Unavailable, "pebblestore.Verify", fmt.Errorf("%s: %w", dir, err))
 	}
 	defer func() { _ = db.Close() }()
-	if err := checkFormat(db, dir, false); err != nil {
+	format, err := checkFormat(db, dir)
+	if err == nil && format == 0 {
+		err = im.E(im.Unavailable, "pebblestore.Open", fmt.Errorf("no Parley store in %s", dir))
+	}
+	if err != nil {
 		return info, err
 	}
-	info.Format = formatVersion
+	info.Format = format
 	partial, err := get(db, key(tMeta, "partial"))
 	if err != nil {
 		return info, im.E(im.Unavailable, "pebblestore.Verify", err)

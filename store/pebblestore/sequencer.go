@@ -1,11 +1,9 @@
 package pebblestore
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"time"
@@ -535,10 +533,14 @@ func (x *builder) append(a *store.Append) error {
 			return err
 		}
 	}
-	for _, seq := range a.Blank {
-		if err := x.blank(h, seq); err != nil {
-			return err
-		}
+	switch e.Op {
+	case im.OpEdit:
+		err = x.edit(h, e)
+	case im.OpRecall:
+		err = x.recall(h, e.Ref)
+	}
+	if err != nil {
+		return err
 	}
 	return x.side(a, receipt)
 }
@@ -695,47 +697,6 @@ func (x *builder) side(a *store.Append, receipt []byte) error {
 		return x.b.Set(key(tRetained, m.Topic), encodeRow(m), nil)
 	}
 	return nil
-}
-
-// blank empties an entry. It is not one of this batch, which the database does
-// not show yet: recalls come after what they recall is committed.
-func (x *builder) blank(h *head, seq im.Seq) error {
-	k, v, err := x.rowWith(h, seq)
-	if err != nil || v == nil {
-		return err
-	}
-	es, err := readRow(h.conv, k, v, 0)
-	if err != nil {
-		return fmt.Errorf("%s seq %d: %w", h.conv, seq, err)
-	}
-	i := int(seq) - int(es[0].Seq)
-	if i < 0 {
-		return nil
-	}
-	e := es[i]
-	e.Body, e.Type = nil, ""
-	e.Flags |= im.FlagRecalled
-	v = appendRow(nil, es)
-	x.rows.put(k, v) // another of its entries may be blanked too
-	return x.b.Set(k, v, nil)
-}
-
-// rowWith finds the row that holds seq; v is nil if there is none.
-func (x *builder) rowWith(h *head, seq im.Seq) (k, v []byte, err error) {
-	it, err := x.db.NewIter(&pebble.IterOptions{LowerBound: msgKey(h.num, seq), UpperBound: numKey(tMsg, h.num+1)})
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	if !it.First() {
-		return nil, nil, it.Error()
-	}
-	k = bytes.Clone(it.Key())
-	if v, ok := x.rows[string(k)]; ok {
-		return k, v, nil
-	}
-	v, err = it.ValueAndErr()
-	return k, bytes.Clone(v), err
 }
 
 // epochAt is the number of the dedupe window that holds t. An id is looked up in

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,7 +44,8 @@ func Run(t *testing.T, f Factory) {
 		{"pages backward", testBefore},
 		{"heads are in the order asked", testHeads},
 		{"trimmed entries are gone and their seqs are not used again", testTrim},
-		{"a recall empties what it names", testBlank},
+		{"a recall empties a message and its edits, those that come later too", testRecall},
+		{"of edits that race with a recall none stays readable", testRecallRace},
 		{"timestamps never go back", testTimestamps},
 		{"a transaction is whole or nothing, by versions", testTx},
 		{"of two transactions on one version one conflicts", testTxRace},
@@ -418,20 +420,82 @@ func testTrim(t *testing.T, s store.Store) {
 	}
 }
 
-func testBlank(t *testing.T, s store.Store) {
-	for i := range 3 {
-		a := entry(dm, "alice", fmt.Sprint("secret", i))
-		a.Entry.Type = "text/plain"
-		appendAll(t, s, a)
+// op is an operation on an entry of dm.
+func op(o im.Op, ref im.Seq, body string) *store.Append {
+	a := entry(dm, "alice", body)
+	a.Entry.Op, a.Entry.Ref, a.Entry.Type = o, ref, "text/plain"
+	if o == im.OpRecall {
+		a.Entry.Body, a.Entry.Type = nil, ""
 	}
-	r := &store.Append{Entry: im.Entry{Conv: dm, From: "alice", Op: im.OpRecall, Ref: 1}, Blank: []im.Seq{1, 3}}
-	appendAll(t, s, r)
-	for i, e := range all(t, s, dm) {
-		blank := i == 0 || i == 2
-		if blank != (e.Flags&im.FlagRecalled != 0) || (blank && (len(e.Body) > 0 || e.Type != "")) {
-			t.Errorf("entry %d: %+v", i+1, e)
+	return a
+}
+
+// wantEmpty wants of all entries of dm exactly these to be recalled.
+func wantEmpty(t testing.TB, s store.Log, what string, seqs ...im.Seq) {
+	t.Helper()
+	for _, e := range all(t, s, dm) {
+		want := slices.Contains(seqs, e.Seq)
+		if want != (e.Flags&im.FlagRecalled != 0) || want && (len(e.Body) > 0 || e.Type != "") || !want && e.Op != im.OpRecall && len(e.Body) == 0 {
+			t.Errorf("%s: entry %d should be empty: %v; it is %+v", what, e.Seq, want, e)
 		}
 	}
+}
+
+func testRecall(t *testing.T, s store.Store) {
+	for i := range 4 {
+		appendAll(t, s, op(im.OpMessage, 0, fmt.Sprint("secret", i)))
+	}
+	appendAll(t, s, op(im.OpEdit, 1, "edit of 1"))             // 5
+	appendAll(t, s, op(im.OpEdit, 2, "edit of 2"))             // 6
+	appendAll(t, s, op(im.OpReact, 1, "+1"))                   // 7
+	appendAll(t, s, op(im.OpEdit, 1, "another"))               // 8
+	appendAll(t, s, op(im.OpEdit, 99, "of what is not there")) // 9
+	appendAll(t, s, op(im.OpRecall, 1, ""))                    // 10
+	wantEmpty(t, s, "a recall empties the message and its edits, and nothing else", 1, 5, 8)
+
+	late := op(im.OpEdit, 1, "too late") // 11
+	appendAll(t, s, late)
+	if late.Entry.Flags&im.FlagRecalled == 0 || len(late.Entry.Body) > 0 || late.Entry.Type != "" {
+		t.Errorf("an edit that comes after the recall is offered with %+v", late.Entry)
+	}
+	wantEmpty(t, s, "an edit that comes after the recall is empty", 1, 5, 8, 11)
+
+	appendAll(t, s, op(im.OpEdit, 2, "with its recall"), op(im.OpRecall, 2, "")) // 12, 13
+	wantEmpty(t, s, "and one that is appended together with it", 1, 5, 8, 11, 2, 6, 12)
+	late = op(im.OpEdit, 3, "right after its recall")
+	appendAll(t, s, op(im.OpRecall, 3, ""), late) // 14, 15
+	if late.Entry.Flags&im.FlagRecalled == 0 || len(late.Entry.Body) > 0 {
+		t.Errorf("an edit right after the recall is offered with %+v", late.Entry)
+	}
+	wantEmpty(t, s, "before it or after", 1, 5, 8, 11, 2, 6, 12, 3, 15)
+	appendAll(t, s, op(im.OpRecall, 1, ""), op(im.OpRecall, 98, "")) // 16, 17
+	wantEmpty(t, s, "a second recall, and one of what is not there, change nothing", 1, 5, 8, 11, 2, 6, 12, 3, 15)
+	both := op(im.OpMessage, 0, "with its recall")
+	appendAll(t, s, both, op(im.OpRecall, 18, "")) // 18, 19
+	wantEmpty(t, s, "a message that is appended together with its recall", 1, 5, 8, 11, 2, 6, 12, 3, 15, 18)
+}
+
+// testRecallRace: whatever the order in which edits and the recall arrive, no
+// edit stays readable.
+func testRecallRace(t *testing.T, s store.Store) {
+	appendAll(t, s, op(im.OpMessage, 0, "secret"), op(im.OpMessage, 0, "other"))
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for n := range 20 {
+				appendAll(t, s, op(im.OpEdit, 1, fmt.Sprint("secret", i, n)))
+			}
+		})
+	}
+	wg.Go(func() { appendAll(t, s, op(im.OpRecall, 1, "")) })
+	wg.Wait()
+	empty := []im.Seq{1}
+	for _, e := range all(t, s, dm) {
+		if e.Op == im.OpEdit {
+			empty = append(empty, e.Seq)
+		}
+	}
+	wantEmpty(t, s, "edits that race with their recall", empty...)
 }
 
 func testTimestamps(t *testing.T, s store.Store) {
