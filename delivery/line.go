@@ -489,7 +489,7 @@ func (l *Line) rest(t *track) {
 // SetInactive takes the device's me/state.
 func (l *Line) SetInactive(v bool) {
 	l.mu.Lock()
-	back := l.inactive && !v && l.watching
+	back := l.inactive && !v && l.watching && l.view.friends
 	l.inactive = v
 	l.mu.Unlock()
 	if back {
@@ -497,10 +497,11 @@ func (l *Line) SetInactive(v bool) {
 	}
 }
 
-// ShowPresence has the device told how the friends are that it watches.
+// ShowPresence has the device told how those friends are whose presence it
+// subscribed to.
 func (l *Line) ShowPresence() {
 	l.mu.Lock()
-	watching := l.watching
+	watching := l.watching && l.view.friends
 	l.mu.Unlock()
 	if watching {
 		l.d.presence.ask(l)

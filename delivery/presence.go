@@ -14,12 +14,12 @@ import (
 // online: a phone that changes networks does not blink.
 const presenceGrace = time.Second
 
-// presences tells those who asked for it whose friends come and go. One
+// presences tells devices whose friends come and go. One
 // goroutine does it all, in the order things happened; while nobody watches
 // there is nothing to do.
 type presences struct {
 	d        *Delivery
-	watchers atomic.Int64 // lines that subscribed to presence
+	watchers atomic.Int64 // lines that want to hear of somebody
 
 	mu struct {
 		sync.Mutex
@@ -200,7 +200,7 @@ func (p *presences) lastSeen(ctx context.Context, u im.UserID) (seen int64, err 
 func (l *Line) watches(u im.UserID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.watching && l.started && !l.closed && !l.inactive && l.view.presence("presence/"+string(u))
+	return l.watching && l.started && !l.closed && !l.inactive && l.view.hears("presence/"+string(u))
 }
 
 // presence tells the device how u is, if it wants to know.
@@ -220,7 +220,7 @@ func presenceBody(u im.UserID, online bool, seen int64) []byte {
 
 // watch counts the line among those that watch, or not any more. Caller holds mu.
 func (l *Line) watch() {
-	on := !l.closed && l.view.watches && l.d.opt.Friends != nil
+	on := !l.closed && l.d.opt.Friends != nil && l.view.watches()
 	if on != l.watching {
 		l.watching = on
 		if on {

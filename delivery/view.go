@@ -15,9 +15,12 @@ type View struct {
 	stops []im.Filter
 	Sent  bool // wants "sent": only a subscription by that name turns it on
 	ids   bool // a filter of subs has a Subscription Identifier
-	// watches: a filter of subs is below presence/. Presence is for those who ask
-	// for it by that name: who subscribed to dm/+ reads messages, and nothing else.
-	watches bool
+
+	// Presence comes unasked, like all the rest. But who names what to see of dm/, g/,
+	// me/ or presence/ reads that and nothing else: then a filter has to match.
+	chosen   bool // a filter of subs is below one of these
+	presence bool // a filter of subs matches presences, some or all
+	friends  bool // … and is below presence/: it asks how the friends are
 }
 
 type filterQoS struct {
@@ -48,7 +51,17 @@ func NewView(subs []store.Subscription) View {
 			v.subs = append(v.subs, filterQoS{f, min(s.QoS, 1), s.ID})
 			v.Sent = v.Sent || (f.Topic == "sent" && f.Share == "")
 			v.ids = v.ids || s.ID > 0
-			v.watches = v.watches || (strings.HasPrefix(f.Topic, "presence/") && f.Share == "")
+			if f.Share != "" {
+				continue
+			}
+			switch head, _, _ := strings.Cut(f.Topic, "/"); head {
+			case "dm", "g", "me":
+				v.chosen = true
+			case "presence":
+				v.chosen, v.presence, v.friends = true, true, true
+			case "#", "+":
+				v.presence = true
+			}
 		}
 	}
 	return v
@@ -103,14 +116,15 @@ func (v *View) topic(topic string) (qos byte, stopped bool) {
 	return qos, false
 }
 
-// presence reports whether topic, a presence/{user}, was asked for.
-func (v *View) presence(topic string) bool {
-	for _, s := range v.subs {
-		if s.Share == "" && strings.HasPrefix(s.Topic, "presence/") && s.Match(topic) {
-			return true
-		}
+// watches reports whether presence of anybody is wanted.
+func (v *View) watches() bool { return v.presence || (!v.chosen && !v.Stops("presence/-")) }
+
+// hears reports whether topic, a presence/{user}, is wanted.
+func (v *View) hears(topic string) bool {
+	if v.presence && slices.ContainsFunc(v.subs, func(s filterQoS) bool { return s.Share == "" && s.Match(topic) }) {
+		return true
 	}
-	return false
+	return !v.chosen && !v.Stops(topic)
 }
 
 // subIDs are the Subscription Identifiers a PUBLISH to topic carries [MQTT-3.3.4-3..5].

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -440,10 +441,11 @@ func (g Got) Seq() uint64 {
 	return e.Seq
 }
 
-// Next waits for the next PUBLISH of any topic.
+// Next waits for the next PUBLISH of any topic but presence/, which comes whenever a
+// friend does: a play that is about it awaits it by name.
 func (d *Device) Next() Got {
 	d.t.Helper()
-	return d.NextOf(func(packets.Packet) bool { return true })
+	return d.NextOf(func(pk packets.Packet) bool { return !strings.HasPrefix(pk.TopicName, "presence/") })
 }
 
 // Await waits for the next PUBLISH on topic; those on others stay.

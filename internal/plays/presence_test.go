@@ -3,6 +3,7 @@ package plays
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -22,12 +23,53 @@ func (d *Device) presence(user string) (p presence) {
 	return p
 }
 
+// unseen wants that no presence was sent to the device up to now.
+func (d *Device) unseen() {
+	d.t.Helper()
+	d.Quiet()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, pk := range d.got {
+		d.t.Errorf("unexpected: %s %s", pk.TopicName, pk.Payload)
+	}
+}
+
+// TestPresenceComesUnasked: like all that is the user's own. Who names what to see
+// hears of it where a filter says so.
+func TestPresenceComesUnasked(t *testing.T) {
+	_, alice, bob := stage(t)
+	all, old, hash := alice.Connect("all"), alice.Connect("old", v311), alice.Connect("hash")
+	hash.Subscribe("#", 0)
+	mail, nobody, none := alice.Connect("mail"), alice.Connect("nobody"), alice.Connect("none")
+	mail.Subscribe("dm/+", 1)
+	nobody.Subscribe("presence/nobody", 1)
+	none.Unsubscribe("presence/+")
+	b := bob.Connect("phone")
+	for _, d := range []*Device{all, old, hash} {
+		if p := d.presence("bob"); !p.Online {
+			t.Errorf("bob has come: %+v", p)
+		}
+	}
+	b.Leave()
+	for d, qos := range map[*Device]byte{all: 1, old: 1, hash: 0} {
+		if g := d.Await("presence/bob"); g.QoS != qos || g.Retain || !strings.HasPrefix(g.Body, `{"user":"bob","online":false,"seen":`) {
+			t.Errorf("bob has gone: QoS %d, %s", g.QoS, g.Body)
+		}
+		d.unseen()
+	}
+	for _, d := range []*Device{mail, nobody, none} {
+		d.unseen()
+	}
+}
+
 func TestFriendsSeeWhoIsThere(t *testing.T) {
 	h, alice, bob := stage(t)
 	carol, mallory := h.Person("carol"), h.Person("mallory")
 	h.Friends(alice, carol)
-	alice.Connect("phone")
+	phone := alice.Connect("phone")
 	bob.Connect("phone").Leave()
+	for phone.presence("bob").Online {
+	}
 
 	// Who subscribes is told how the friends are, and then what changes.
 	a := alice.Connect("desk")
@@ -58,14 +100,12 @@ func TestFriendsSeeWhoIsThere(t *testing.T) {
 	}
 	a.presence("bob")
 
-	// Nobody else hears anything: no stranger, no friend who has been blocked, and
-	// no friend who did not ask for it by that name.
+	// Nobody else hears anything: no stranger, and no friend who has been blocked.
 	m := mallory.Connect("phone")
 	for _, f := range []string{"presence/#", "#", "presence/alice"} {
 		m.Subscribe(f, 1)
 	}
 	c := carol.Connect("phone")
-	c.Subscribe("#", 1)
 	a.presence("carol")
 	alice.must(http.StatusNoContent, "PUT", "/v1/blocks/bob", nil, nil)
 	a.Await("me/blocked")
@@ -73,9 +113,9 @@ func TestFriendsSeeWhoIsThere(t *testing.T) {
 	carol.Connect("tablet")
 	c.Drop()
 	c = carol.Connect("phone")
-	c.Quiet()
-	m.Quiet()
-	a.Quiet()
+	c.unseen()
+	m.unseen()
+	a.unseen()
 
 	// An inactive device is not woken; active again, it is told.
 	watch := alice.Connect("watch")
@@ -87,7 +127,7 @@ func TestFriendsSeeWhoIsThere(t *testing.T) {
 	a.Await("me/friend-accepted")
 	dave.Connect("phone")
 	watch.presence("dave")
-	a.Quiet()
+	a.unseen()
 	a.Publish("me/state", "active")
 	a.presence("carol")
 	if p := a.presence("dave"); !p.Online {
@@ -104,5 +144,5 @@ func TestFriendsSeeWhoIsThere(t *testing.T) {
 	a.Await("me/friend-accepted")
 	eve.Connect("phone")
 	watch.presence("eve")
-	a.Quiet()
+	a.unseen()
 }
