@@ -90,6 +90,7 @@ type API struct {
 	ops    map[string]*operation // by operation id and alias; complete after New
 
 	answerTimeout time.Duration
+	origins       *http.CrossOriginProtection
 }
 
 // Caller is who asks, as the edge that authenticated them knows.
@@ -106,7 +107,7 @@ type Caller struct {
 var strictNames = sync.OnceFunc(func() { huma.ValidateStrictCasing = true })
 
 // New makes an API. It starts nothing. It panics if an operation is defined
-// wrongly, which a test of this room finds.
+// wrongly, which a test of this room finds, or an origin is none.
 func New(o Options) *API {
 	strictNames()
 	if o.Now == nil {
@@ -123,7 +124,14 @@ func New(o Options) *API {
 	}
 	def(&o.MaxBody, 64<<10)
 	def(&o.BodyTimeout, 10*time.Second)
-	a := &API{opt: o, log: o.Log, mux: http.NewServeMux(), limits: newLimits(o.Limits), ops: map[string]*operation{}, answerTimeout: answerTimeout}
+	a := &API{opt: o, log: o.Log, mux: http.NewServeMux(), limits: newLimits(o.Limits), ops: map[string]*operation{}, answerTimeout: answerTimeout, origins: http.NewCrossOriginProtection()}
+	for _, origin := range o.Origins {
+		if origin != "*" {
+			if err := a.origins.AddTrustedOrigin(origin); err != nil {
+				panic("httpapi: " + err.Error())
+			}
+		}
+	}
 	book := a.newBook()
 	a.authOperations(book)
 	a.meOperations(book)

@@ -42,8 +42,8 @@ func (a *API) listConversations(ctx context.Context, c Caller, _ *none) (*reply[
 
 type historyInput struct {
 	ConvPath
-	Before im.Seq `query:"before" maximum:"9007199254740991" doc:"Only entries with a smaller seq."`
-	After  int64  `query:"after" minimum:"-1" maximum:"9007199254740991" default:"-1" doc:"Only entries with a greater seq, from the first of them on: 0 reads from the beginning. -1 is as without it."`
+	Before im.Seq `query:"before" doc:"Only entries with a smaller seq."`
+	After  int64  `query:"after" minimum:"-1" default:"-1" doc:"Only entries with a greater seq, from the first of them on: 0 reads from the beginning. -1 is as without it."`
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"At most so many."`
 }
 
@@ -74,7 +74,7 @@ func (a *API) history(ctx context.Context, c Caller, in *historyInput) (*reply[p
 type readInput struct {
 	ConvPath
 	Body struct {
-		Seq im.Seq `json:"seq" maximum:"9007199254740991" doc:"The highest seq read."`
+		Seq im.Seq `json:"seq" doc:"The highest seq read. What is above the head is cut there."`
 	} `nameHint:"MarkRead"`
 }
 

@@ -44,7 +44,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	_ = http.NewResponseController(out).SetWriteDeadline(time.Now().Add(a.answerTimeout)) // a recorder has no connection
 	a.setHeaders(out.Header())
-	if a.crossOrigin(out, r) {
+	if a.crossOrigin(out, r) || a.foreign(out, r) {
 		return
 	}
 	if a.limits != nil {
@@ -125,6 +125,18 @@ func (a *API) crossOrigin(w http.ResponseWriter, r *http.Request) bool {
 	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
 	h.Set("Access-Control-Max-Age", "600")
 	w.WriteHeader(http.StatusNoContent)
+	return true
+}
+
+// foreign refuses what a page of another origin has sent to change something, and
+// reports whether it did. Without a token there is little to change, and a token
+// is sent by nobody's browser unasked; but a page can send some requests without a
+// preflight, and then its visitors would register accounts.
+func (a *API) foreign(w http.ResponseWriter, r *http.Request) bool {
+	if slices.Contains(a.opt.Origins, "*") || a.origins.Check(r) == nil {
+		return false
+	}
+	newProblem(http.StatusForbidden, codeOrigin, "pages of this origin may not use this server").write(w)
 	return true
 }
 

@@ -52,7 +52,7 @@ func exchangeWith(t *testing.T, base string, s send) got {
 	for name, values := range s.header {
 		r.Header[name] = values
 	}
-	if s.body != "" && r.Header.Get("Content-Type") == "" {
+	if s.body != "" && r.Header["Content-Type"] == nil {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	if s.token != "" {
@@ -146,9 +146,10 @@ func TestRefusalsRepeatNoValue(t *testing.T) {
 		`{"user":"s3cr3t! ","password":"long enough"}`,
 		`{"user":"alice","password":"long enough","x":"s3cr3t!"}`,
 		`{"user":"alice","password":"s3cr3t!`,
+		`{"user":"alice","password":"long enough","x":[31337e999]}`,
 	} {
 		g := exchangeWith(t, base, send{method: "POST", path: "/v1/register", body: body})
-		if g.status < 400 || bytes.Contains(g.body, []byte("s3cr3t!")) {
+		if g.status < 400 || bytes.Contains(g.body, []byte("s3cr3t!")) || bytes.Contains(g.body, []byte("31337")) || bytes.Contains(g.body, []byte("Go ")) {
 			t.Errorf("%s: %d %s", body, g.status, g.body)
 		}
 	}
@@ -161,6 +162,10 @@ func TestCrossOrigin(t *testing.T) {
 	preflight := func(origin string) send {
 		return send{method: "OPTIONS", path: "/v1/friends", header: http.Header{
 			"Origin": {origin}, "Access-Control-Request-Method": {"GET"}, "Access-Control-Request-Headers": {"authorization"}}}
+	}
+	// A page can send this without a preflight: fetch with a body that has no type.
+	blob := func(origin string) send {
+		return send{method: "POST", path: "/v1/register", body: `{"user":"eve","password":"correct-horse"}`, header: http.Header{"Origin": {origin}, "Content-Type": {""}}}
 	}
 	for _, c := range []struct {
 		why    string
@@ -176,11 +181,18 @@ func TestCrossOrigin(t *testing.T) {
 		{"no other", open, preflight(other), 403, ""},
 		{"not one that only begins like it", open, preflight(mine + ".evil.example"), 403, ""},
 		{"null is an origin like any other", open, preflight("null"), 403, ""},
+		{"who need not ask, for want of a content type, is refused", closed, blob(other), 403, ""},
+		{"where others may, too", open, blob(other), 403, ""},
+		{"an allowed one is not", open, blob(mine), 403, mine},
+		{"nor our own pages", closed, blob(closed), 403, ""},
 	} {
 		t.Run(c.why, func(t *testing.T) {
 			g := exchangeWith(t, c.base, c.send)
 			if g.status != c.status || g.header.Get("Access-Control-Allow-Origin") != c.allow {
 				t.Fatalf("got %d, allowed %q; want %d, %q", g.status, g.header.Get("Access-Control-Allow-Origin"), c.status, c.allow)
+			}
+			if foreign := c.send.header.Get("Origin") == other; c.send.method == "POST" && (g.code() == codeOrigin) != foreign {
+				t.Errorf("refused for %q", g.code()) // else for registration being closed
 			}
 			if g.header.Get("Access-Control-Allow-Credentials") != "" {
 				t.Error("credentials are allowed")

@@ -23,7 +23,11 @@ var strictJSON = huma.Format{
 				return err
 			}
 		}
-		return json.Unmarshal(data, v)
+		err := json.Unmarshal(data, v)
+		if _, first := v.(*any); first && err != nil {
+			return errors.New("a number is out of range") // json's words repeat it, and name Go's types
+		}
+		return err
 	},
 }
 

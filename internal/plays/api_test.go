@@ -228,6 +228,37 @@ func TestEveryOperation(t *testing.T) {
 	}
 }
 
+// A number beyond the head is one beyond the head, however large.
+func TestSeqsOfAnySize(t *testing.T) {
+	_, alice, _ := stage(t)
+	phone := alice.Connect("phone")
+	phone.Publish("dm/bob", "one")
+	phone.Publish("dm/bob", "two")
+	for _, n := range []string{"3", "9007199254740993", "9223372036854775807", "18446744073709551615"} {
+		var page struct{ Messages []entry }
+		alice.must(http.StatusOK, "GET", "/v1/conversations/dm/bob/messages?before="+n, nil, &page)
+		if len(page.Messages) != 2 {
+			t.Errorf("before %s are %d messages", n, len(page.Messages))
+		}
+		var mark struct{ Seq uint64 }
+		alice.must(http.StatusOK, "PUT", "/v1/conversations/dm/bob/read", []byte(`{"seq":`+n+`}`), &mark)
+		if mark.Seq != 2 {
+			t.Errorf("read up to %s: %d, want the head", n, mark.Seq)
+		}
+		if n != "18446744073709551615" { // -1 means without it, so this one is signed
+			alice.must(http.StatusOK, "GET", "/v1/conversations/dm/bob/messages?after="+n, nil, &page)
+			if len(page.Messages) != 0 {
+				t.Errorf("after %s are %d messages", n, len(page.Messages))
+			}
+		}
+	}
+	for _, path := range []string{"before=18446744073709551616", "before=-1", "after=-2", "after=9223372036854775808", "limit=0", "limit=201", "limit=99999999999999999999", "limit=1.5"} {
+		if status, body, err := alice.call("GET", "/v1/conversations/dm/bob/messages?"+path, nil); status != http.StatusUnprocessableEntity || err != nil {
+			t.Errorf("%s: %d %s %v", path, status, body, err)
+		}
+	}
+}
+
 // What is no operation is a problem too, on the real server, whose mux serves
 // WebSocket beside the API: no redirect, no page of somebody else's.
 func TestPathsOfNothing(t *testing.T) {
