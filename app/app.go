@@ -211,7 +211,8 @@ func (a *App) makeFaces(ctx context.Context) error {
 		return err
 	}
 	a.admin = newAdminAccess(cfg.DataDir)
-	limits := httpapi.Limits{Off: cfg.Limits.Off, UserRate: cfg.Limits.RequestsPerSecond}
+	limits := httpapi.Limits{Off: cfg.Limits.Off, UserRate: cfg.Limits.RequestsPerSecond, UserBurst: cfg.Limits.RequestsBurst, AddressRate: cfg.Limits.AddressPerSecond,
+		AddressBurst: cfg.Limits.AddressBurst, RegisterRate: cfg.Limits.RegistrationsPerSecond, RegisterBurst: cfg.Limits.RegistrationsBurst}
 	a.api = httpapi.New(httpapi.Options{
 		Chat: a.chat, Auth: a.auth, Accounts: a.store, Devices: a.store, Sessions: sessions{a},
 		Registration: cfg.RegistrationOpen, Operator: a.admin.allows, Version: a.version, Limits: limits,

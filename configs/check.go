@@ -35,7 +35,8 @@ func (c *Config) check(where map[string]string) Faults {
 		}
 	}
 	for key, n := range map[string]int{"mqtt.max_connections": c.MQTT.MaxConnections, "sessions.max_per_user": c.Sessions.MaxPerUser, "limits.burst": c.Limits.Burst,
-		"limits.subscriptions": c.Limits.Subscriptions, "limits.group_members": c.Limits.GroupMembers, "limits.groups": c.Limits.Groups, "limits.friends": c.Limits.Friends} {
+		"limits.subscriptions": c.Limits.Subscriptions, "limits.group_members": c.Limits.GroupMembers, "limits.groups": c.Limits.Groups, "limits.friends": c.Limits.Friends,
+		"limits.requests_burst": c.Limits.RequestsBurst, "limits.address_burst": c.Limits.AddressBurst, "limits.registrations_burst": c.Limits.RegistrationsBurst} {
 		want(n >= 1, key, "it is at least 1, not %d", n)
 	}
 	want(c.MQTT.MaxPerIP >= 0, "mqtt.max_per_ip", "it is 0 for no limit, or more")
@@ -48,8 +49,10 @@ func (c *Config) check(where map[string]string) Faults {
 	}
 	want(c.MQTT.KeepAliveMax == 0 || (c.MQTT.KeepAliveMax >= time.Second && c.MQTT.KeepAliveMax <= 65535*time.Second), "mqtt.keepalive_max", "it is 0, or 1s to 65535s")
 	want(c.Limits.Message >= 1024 && c.Limits.Message <= 64<<20, "limits.message", "it is 1KB to 64MB, not %s", c.Limits.Message)
-	want(c.Limits.MessagesPerSecond > 0, "limits.messages_per_second", "it is more than 0; limits.off switches limits off")
-	want(c.Limits.RequestsPerSecond > 0, "limits.requests_per_second", "it is more than 0; limits.off switches limits off")
+	for key, rate := range map[string]float64{"limits.messages_per_second": c.Limits.MessagesPerSecond, "limits.requests_per_second": c.Limits.RequestsPerSecond,
+		"limits.address_per_second": c.Limits.AddressPerSecond, "limits.registrations_per_second": c.Limits.RegistrationsPerSecond} {
+		want(rate > 0, key, "it is more than 0; limits.off switches limits off")
+	}
 	want(oneOf(c.Log.Level, "debug", "info", "warn", "error"), "log.level", "%q is not debug, info, warn or error", c.Log.Level)
 	want(oneOf(c.Log.Format, "auto", "text", "json"), "log.format", "%q is not text, json or auto", c.Log.Format)
 	want(c.Store.URI == "embedded" || strings.HasPrefix(c.Store.URI, "mongodb://") || strings.HasPrefix(c.Store.URI, "mongodb+srv://"), "store.uri", "it is embedded, or begins with mongodb:// or mongodb+srv://")

@@ -103,7 +103,13 @@ type Limits struct {
 	GroupMembers      int     `yaml:"group_members" help:"members of one group"`
 	Groups            int     `yaml:"groups" help:"groups of one user"`
 	Friends           int     `yaml:"friends" help:"friends and open requests of one user"`
-	RequestsPerSecond float64 `yaml:"requests_per_second" help:"HTTP requests of one user or address, sustained"`
+
+	RequestsPerSecond      float64 `yaml:"requests_per_second" help:"requests of one user, over HTTP and MQTT together, sustained"`
+	RequestsBurst          int     `yaml:"requests_burst" help:"requests of one user at once"`
+	AddressPerSecond       float64 `yaml:"address_per_second" help:"HTTP requests from one address (IPv6: one /64), sustained"`
+	AddressBurst           int     `yaml:"address_burst" help:"HTTP requests from one address at once"`
+	RegistrationsPerSecond float64 `yaml:"registrations_per_second" help:"new accounts from one address, sustained"`
+	RegistrationsBurst     int     `yaml:"registrations_burst" help:"new accounts from one address at once"`
 }
 
 // Log configures what is written to standard error.
@@ -242,7 +248,7 @@ func Defaults() Config {
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},
 		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 100, Burst: 2000, BytesPerSecond: 16 << 20, Subscriptions: 100, GroupMembers: 10_000,
-			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50},
+			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50, RequestsBurst: 200, AddressPerSecond: 200, AddressBurst: 1000, RegistrationsPerSecond: 5, RegistrationsBurst: 1000},
 		Log: Log{Level: "info", Format: "auto"},
 	}
 }

@@ -228,6 +228,40 @@ func TestEveryOperation(t *testing.T) {
 	}
 }
 
+// The limits of requests are settings, and limits.off lifts them.
+func TestLimitsOfRequests(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []struct {
+		flag, what string
+		person     bool // it is one of a user
+	}{{"registrations", "/v1/register", false}, {"address", "/v1/users", false}, {"requests", "/v1/users", true}} {
+		for _, off := range []bool{false, true} {
+			h := Open(t, "--limits."+limit.flag+"_per_second=0.001", "--limits."+limit.flag+"_burst=4", "--limits.off="+strconv.FormatBool(off))
+			p := &Person{h: h, Name: "nobody"}
+			if limit.person {
+				p = h.Person("alice")
+			}
+			refused := 0
+			for i := range 8 {
+				method, in := "GET", any(nil)
+				if limit.what == "/v1/register" {
+					method, in = "POST", map[string]string{"user": "u" + strconv.Itoa(i), "password": "correct-horse-u"}
+				}
+				status, _, err := p.call(method, limit.what, in)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if status == http.StatusTooManyRequests {
+					refused++
+				}
+			}
+			if want := map[bool]int{false: 4, true: 0}[off]; refused != want {
+				t.Errorf("of eight requests %d are refused by limits.%s_burst=4 with limits.off=%v, want %d", refused, limit.flag, off, want)
+			}
+		}
+	}
+}
+
 // A number beyond the head is one beyond the head, however large.
 func TestSeqsOfAnySize(t *testing.T) {
 	_, alice, _ := stage(t)
