@@ -196,7 +196,7 @@ func (r *reading) read(d *Device, enough int, stop <-chan struct{}) bool {
 
 // take notes a delivery and acknowledges it.
 func (r *reading) take(d *Device, g Got) {
-	if !strings.HasPrefix(g.Topic, "me/") {
+	if !strings.HasPrefix(g.Topic, "me/") && !strings.HasPrefix(g.Topic, "presence/") { // what is in conversations
 		r.dev.Got(g.Topic, g.Seq(), g.Body, &r.findings)
 	}
 	d.Ack(g.ID)
