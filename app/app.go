@@ -141,6 +141,7 @@ func (a *App) makeRooms(ctx context.Context) error {
 		Friends: func(ctx context.Context, u im.UserID, among func(im.UserID) bool) ([]im.UserID, error) {
 			return a.chat.Acquainted(ctx, u, among)
 		},
+		Muted:  func(u im.UserID, conv im.ConvID) bool { return a.push != nil && a.push.Muted(u, conv) },
 		Source: a.store, Window: cfg.MQTT.Window, MaxDevices: cfg.Sessions.MaxPerUser, ForgetAfter: cfg.Sessions.ForgetAfter, Log: a.log,
 		Events: delivery.Events{
 			Dropped: func(q string) { m.dropped.WithLabelValues(q).Inc() },

@@ -44,9 +44,12 @@ type Options struct {
 	// Friends lists those friends of u, among those for which among is true, who
 	// may hear of u and u of them; nil: nobody is told of presence.
 	Friends func(ctx context.Context, u im.UserID, among func(im.UserID) bool) ([]im.UserID, error)
-	Now     func() time.Time
-	Log     *slog.Logger
-	Events  Events
+	// Muted reports whether u wants no notice of conv: a device that is inactive is not
+	// woken for it. It answers from memory and never calls back; nil: nothing is muted.
+	Muted  func(u im.UserID, conv im.ConvID) bool
+	Now    func() time.Time
+	Log    *slog.Logger
+	Events Events
 }
 
 // Delivery is the room. Make it with New, then Run it.

@@ -112,6 +112,9 @@ func (l *Line) offer(p *Parcel) {
 	if t.behind || t.stopped || (t.resolved && p.Seq <= t.sent) {
 		return
 	}
+	if l.inactive && l.d.opt.Muted != nil && l.d.opt.Muted(l.key.User, t.conv) {
+		return // it waits in the log for SetInactive, or for something that wakes
+	}
 	if !l.started || !t.resolved || p.Seq != t.sent+1 || !l.write(t, p) {
 		l.fallBehind(t)
 	}
@@ -456,6 +459,15 @@ func (l *Line) writeVolatile(w waiting, qos byte) Outcome {
 	return out
 }
 
+// catchUp hands the tracks that have something left over to the pump. Caller holds mu.
+func (l *Line) catchUp() {
+	for _, t := range l.tracks {
+		if !t.resolved || t.upTo > t.sent {
+			l.fallBehind(t)
+		}
+	}
+}
+
 // SetView changes what the device wants to see of the IM topics. What it
 // stopped and wants again comes from the cursor on.
 func (l *Line) SetView(v View) {
@@ -486,11 +498,15 @@ func (l *Line) rest(t *track) {
 	}
 }
 
-// SetInactive takes the device's me/state.
+// SetInactive takes the device's me/state. One that is active again gets what it was
+// not woken for.
 func (l *Line) SetInactive(v bool) {
 	l.mu.Lock()
 	back := l.inactive && !v && l.watching && l.view.friends
 	l.inactive = v
+	if !v {
+		l.catchUp()
+	}
 	l.mu.Unlock()
 	if back {
 		l.d.presence.ask(l)

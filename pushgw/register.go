@@ -247,6 +247,19 @@ func (g *Gateway) Settings(u im.UserID) Settings {
 	return Settings{}
 }
 
+// Muted reports whether a user wants no notice of a conversation now. It answers
+// from memory.
+func (g *Gateway) Muted(u im.UserID, conv im.ConvID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.settings[u]
+	if s == nil {
+		return false
+	}
+	l := s.Conv[conv]
+	return l.Level == LevelNone || l.Muted > g.opt.Now().UnixMilli()
+}
+
 // maxConvSettings bounds how many conversations one user has wishes for.
 const maxConvSettings = 10_000
 

@@ -142,6 +142,54 @@ func TestThePhoneRingsOnce(t *testing.T) {
 // and the provider fails now and then. In the end every phone was rung for the
 // last message of every conversation, and a message that was pushed twice has
 // the same id both times.
+// TestMutedConversationsDoNotWakeAnInactiveDevice: what was said there comes when it is
+// active again, and nothing is missing.
+func TestMutedConversationsDoNotWakeAnInactiveDevice(t *testing.T) {
+	t.Parallel()
+	h, _ := ringing(t, pushtest.Options{})
+	alice, bob, carol := h.Person("alice"), h.Person("bob"), h.Person("carol")
+	h.Friends(alice, bob, carol)
+	a, c := alice.Connect("phone"), carol.Connect("phone")
+	phone, tablet := bob.Connect("phone"), bob.Connect("tablet")
+	mute := func(conv, how string) {
+		bob.must(204, "PUT", "/v1/conversations/"+conv+"/push", []byte(how), nil)
+	}
+	mute("dm/alice", `{"muted_until":4000000000000}`)
+	a.Publish("dm/bob", "active")
+	phone.Expect("dm/alice", "active")
+	tablet.Expect("dm/alice", "active")
+	phone.Publish("me/state", "inactive")
+	for i := range 3 {
+		a.Publish("dm/bob", fmt.Sprint(i))
+		tablet.Expect("dm/alice", fmt.Sprint(i))
+	}
+	c.Publish("dm/bob", "not muted")
+	phone.Expect("dm/carol", "not muted")
+	phone.Quiet()
+	phone.Publish("me/state", "active")
+	for i := range 3 {
+		phone.Expect("dm/alice", fmt.Sprint(i))
+	}
+	a.Publish("dm/bob", "live")
+	phone.Expect("dm/alice", "live")
+
+	// Away in between: it is served like any other device.
+	phone.Publish("me/state", "inactive")
+	a.Publish("dm/bob", "missed")
+	phone.Quiet()
+	phone.Leave()
+	phone = bob.Connect("phone")
+	phone.Expect("dm/alice", "missed")
+	// Heard again, everything comes with the next message.
+	phone.Publish("me/state", "inactive")
+	a.Publish("dm/bob", "one")
+	phone.Quiet()
+	mute("dm/alice", `{}`)
+	a.Publish("dm/bob", "two")
+	phone.Expect("dm/alice", "one")
+	phone.Expect("dm/alice", "two")
+}
+
 func TestKill9LosesNoBell(t *testing.T) {
 	rng, flaky := flakyProvider(t)
 	h, sim := ringing(t, pushtest.Options{Script: flaky})
