@@ -21,7 +21,7 @@ type Config struct {
 	Limits       Limits   `yaml:"limits"`
 	Log          Log      `yaml:"log"`
 	Push         Push     `yaml:"push"`
-	Rules        []Rule   `yaml:"rules" help:"who may publish and subscribe in the plain space; the first match wins, none means no"`
+	Rules        []Rule   `yaml:"rules" help:"who may publish and subscribe in the plain space, as YAML in one line; the first match wins, none means no"`
 }
 
 // MQTT configures the MQTT listeners and connections.
@@ -129,7 +129,7 @@ type Rule struct {
 
 // Push configures how phones that are away are rung. Without apps nobody is.
 type Push struct {
-	Apps        []PushApp     `yaml:"apps" help:"the apps that may be rung (docs/push.md)"`
+	Apps        []PushApp     `yaml:"apps" help:"the apps that may be rung, as YAML in one line (docs/push.md)"`
 	Run         string        `yaml:"run" help:"who rings: serve, the server itself; workers, parley push processes on the same MongoDB; or off, nobody"`
 	WorkerAddr  string        `yaml:"worker_addr" help:"where a parley push process serves /metrics, /healthz, /readyz and /debug/pprof, or off"`
 	Lease       time.Duration `yaml:"lease" help:"after how long other workers ring what one that died had begun"`

@@ -134,6 +134,43 @@ func TestFlagOverEnvironmentOverFile(t *testing.T) {
 	}
 }
 
+// The lists of mappings are settings like the others, written as YAML in one line.
+func TestListsInFlagsAndEnvironment(t *testing.T) {
+	file := write(t, "rules:\n  - {allow: publish, topic: file}\n  - {allow: all, topic: more}\n")
+	load := func(env, flag string) (*Config, error) {
+		s := Sources{File: file, Env: func(k string) (string, bool) { return env, k == "PARLEY_RULES" && env != "" }}
+		if flag != "" {
+			s.Flags = map[string]string{"rules": flag}
+		}
+		return Load(s)
+	}
+	for _, c := range []struct{ env, flag, want string }{
+		{"", "", "file more"}, {`[{allow: all, topic: "env/#"}]`, "", "env/#"},
+		{`[{allow: all, topic: "env/#"}]`, `[{deny: all, topic: a}, {allow: all, topic: b}]`, "a b"}, {"", "[]", ""},
+	} {
+		got, err := load(c.env, c.flag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var topics []string
+		for _, r := range got.Rules {
+			topics = append(topics, r.Topic)
+		}
+		if strings.Join(topics, " ") != c.want {
+			t.Errorf("env %q, flag %q: %v, want %s", c.env, c.flag, topics, c.want)
+		}
+	}
+	for value, want := range map[string]string{"nonsense": "--rules:1: rules: a list goes here", "[{allow: shout, topic: x}]": "--rules:1: rules[0]: ", "[": "--rules: this is not YAML", "": "--rules: rules: a list goes here"} {
+		if _, err := Load(Sources{Flags: map[string]string{"rules": value}}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", value, err, want)
+		}
+	}
+	c, err := Load(Sources{Flags: map[string]string{"push.apps": "[{name: web, provider: webpush, key: k, subject: s@example.com}]"}})
+	if err != nil || len(c.Push.Apps) != 1 || c.Push.Apps[0].Name != "web" {
+		t.Errorf("push.apps: %v", err)
+	}
+}
+
 func TestAllFaultsAtOnceWithTheirPlace(t *testing.T) {
 	file := write(t, `mqtt:
   addr: nonsense

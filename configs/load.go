@@ -55,16 +55,21 @@ func (k Key) Env() string {
 	return "PARLEY_" + strings.ToUpper(strings.ReplaceAll(k.Name, ".", "_"))
 }
 
-// Keys lists every setting that has one value: all but rules.
-func Keys() []Key {
-	var keys []Key
+// Keys lists every setting that has one value: all but those of Lists.
+func Keys() []Key { return keys(false) }
+
+// Lists lists the settings that are lists of mappings. In a flag or an environment
+// variable they are written as YAML in one line: [{allow: all, topic: "a/#"}].
+func Lists() []Key { return keys(true) }
+
+func keys(lists bool) (out []Key) {
 	c := Defaults()
 	walk(reflect.ValueOf(&c).Elem(), "", func(name string, v reflect.Value, f reflect.StructField) {
-		if name != "rules" && name != "push.apps" {
-			keys = append(keys, Key{Name: name, Help: f.Tag.Get("help")})
+		if lists == (name == "rules" || name == "push.apps") {
+			out = append(out, Key{Name: name, Help: f.Tag.Get("help")})
 		}
 	})
-	return keys
+	return out
 }
 
 // Default returns the default of a key, as it is written.
@@ -112,16 +117,20 @@ func Load(s Sources) (*Config, error) {
 			return nil, err
 		}
 	}
-	for _, k := range Keys() {
-		if s.Env != nil {
-			if v, ok := s.Env(k.Env()); ok {
-				l.set(k.Name, v, k.Env())
+	over := func(keys []Key, set func(key, value, where string)) {
+		for _, k := range keys {
+			if s.Env != nil {
+				if v, ok := s.Env(k.Env()); ok {
+					set(k.Name, v, k.Env())
+				}
+			}
+			if v, ok := s.Flags[k.Name]; ok {
+				set(k.Name, v, "--"+k.Name)
 			}
 		}
-		if v, ok := s.Flags[k.Name]; ok {
-			l.set(k.Name, v, "--"+k.Name)
-		}
 	}
+	over(Keys(), l.set)
+	over(Lists(), l.setList)
 	l.faults = append(l.faults, c.check(l.where)...)
 	if len(l.faults) > 0 {
 		return nil, l.faults
@@ -145,6 +154,28 @@ func (l *loader) set(key, value, where string) {
 	if err := parse(v, value); err != nil {
 		l.fault(where, key, "%s", err)
 	}
+}
+
+// setList reads a list that is written in one line, instead of what was read before.
+func (l *loader) setList(key, value, where string) {
+	f, err := parser.ParseBytes([]byte(value), 0)
+	if err != nil {
+		l.fault(where, "", "this is not YAML: %s", firstLine(err))
+		return
+	}
+	if len(f.Docs) != 1 || f.Docs[0].Body == nil {
+		l.fault(where, key, "a list goes here, such as [] or [{…}, {…}]")
+		return
+	}
+	maps.DeleteFunc(l.where, func(k, _ string) bool { return strings.HasPrefix(k, key+"[") })
+	l.where[key] = where
+	if key == "rules" {
+		l.c.Rules = nil
+		l.rules(where, f.Docs[0].Body)
+		return
+	}
+	l.c.Push.Apps = nil
+	l.pushApps(where, f.Docs[0].Body)
 }
 
 func (l *loader) file(name string) error {

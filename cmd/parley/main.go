@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -127,6 +128,9 @@ func addConfigFlags(cmd *cobra.Command) {
 			f.Lookup(flagName(k.Name)).NoOptDefVal = "true"
 		}
 	}
+	for _, k := range configs.Lists() {
+		f.String(flagName(k.Name), "", k.Help)
+	}
 }
 
 // flagName is the flag of a key: --data-dir for data_dir, --mqtt.addr as it is.
@@ -140,7 +144,7 @@ func loadConfig(cmd *cobra.Command) (*configs.Config, error) {
 		return nil, err
 	}
 	flags := make(map[string]string)
-	for _, k := range configs.Keys() {
+	for _, k := range slices.Concat(configs.Keys(), configs.Lists()) {
 		if fl := f.Lookup(flagName(k.Name)); fl != nil && fl.Changed {
 			flags[k.Name] = fl.Value.String()
 		}

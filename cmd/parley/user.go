@@ -85,6 +85,9 @@ func newUserAddCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if role == "user" { // as the API calls it
+				role = ""
+			}
 			err = withAccounts(cmd, true, func(ctx context.Context, acc accounts) error {
 				return acc.add(ctx, im.UserID(args[0]), password, name, role)
 			})
@@ -99,7 +102,7 @@ func newUserAddCmd() *cobra.Command {
 		},
 	}
 	addConfigFlags(cmd)
-	cmd.Flags().StringVar(&role, "role", "", "admin, or nothing")
+	cmd.Flags().StringVar(&role, "role", "user", "user or admin")
 	cmd.Flags().StringVar(&name, "name", "", "name shown to people")
 	cmd.Flags().BoolVar(&stdin, "password-stdin", false, "read the password from standard input")
 	return cmd

@@ -56,6 +56,8 @@ func TestCommandsFindTheServer(t *testing.T) {
 			if out := cli(t, h, "user", "list"); !strings.Contains(out, "alice") {
 				t.Errorf("%s", out)
 			}
+			cli(t, h, "user", "add", "root", "--role", "admin", "--password-stdin")
+			cli(t, h, "user", "add", "bob", "--role", "user", "--password-stdin")
 			cli(t, h, "backup", filepath.Join(t.TempDir(), "copy"))
 			p := &Person{h: h, Name: "alice"}
 			if name == "another loopback" {
@@ -70,7 +72,9 @@ func TestCommandsFindTheServer(t *testing.T) {
 				}
 			}
 			h.Stop()
-			if out := cli(t, h, "user", "list"); !strings.Contains(out, "alice") { // on the store itself
+			cli(t, h, "user", "add", "carol", "--role", "user", "--password-stdin")
+			cli(t, h, "user", "add", "root2", "--role", "admin", "--password-stdin")
+			if out := cli(t, h, "user", "list"); !strings.Contains(out, "alice") || strings.Count(out, "admin ") != 2 { // on the store itself
 				t.Errorf("%s", out)
 			}
 		})
