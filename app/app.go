@@ -42,7 +42,7 @@ type App struct {
 	auth       *auth.Auth
 	chat       *chat.Chat
 	delivery   *delivery.Delivery
-	push       *pushgw.Gateway // nil: nobody is rung
+	push       *pushgw.Gateway // nil: push.run is off
 	keys       pushKeys
 	plain      *plain.Space
 	gate       *hooks.Gate
@@ -152,7 +152,7 @@ func (a *App) makeRooms(ctx context.Context) error {
 		return err
 	}
 	var carry chat.Courier = a.delivery
-	if a.push != nil {
+	if a.rings() {
 		carry = courier{a.delivery, a.push}
 	}
 	a.chat = chat.New(chat.Options{

@@ -19,28 +19,38 @@ import (
 	"github.com/parley-im/parley/store"
 )
 
-// openPush makes the gateway; without apps there is none.
+// openPush makes the gateway. Without apps it rings nobody and does not run: it
+// keeps where devices want to be rung, and how.
 func (a *App) openPush(ctx context.Context) error {
 	cfg := a.cfg.Push
-	if len(cfg.Apps) == 0 || cfg.Run == configs.PushOff {
+	if cfg.Run == configs.PushOff {
 		return nil
 	}
 	apps, keys, err := pushApps(cfg)
 	if err != nil {
 		return err
 	}
+	var events pushgw.Events
+	if a.rings() {
+		events = a.metrics.push()
+	}
 	g, err := pushgw.New(ctx, pushgw.Options{
 		Store: a.store, House: house{a, names{a.store, a.unread}}, Log: a.log, Apps: apps, Workers: cfg.Run == configs.PushWorkers,
 		Privacy: cfg.Privacy, Grace: pushgw.Grace{Online: cfg.GraceOnline, Active: cfg.GraceActive},
-		LargeGroup: cfg.LargeGroup, TTL: cfg.TTL, SealedTypes: cfg.SealedTypes, Events: a.metrics.push(),
+		LargeGroup: cfg.LargeGroup, TTL: cfg.TTL, SealedTypes: cfg.SealedTypes, Events: events,
 	})
 	if err != nil {
 		return err
 	}
 	a.push, a.keys = g, keys
-	a.metrics.gauge("push_pending", "Devices that wait to be rung.", func() float64 { return float64(g.Pending()) })
+	if a.rings() {
+		a.metrics.gauge("push_pending", "Devices that wait to be rung.", func() float64 { return float64(g.Pending()) })
+	}
 	return nil
 }
+
+// rings reports whether phones are rung.
+func (a *App) rings() bool { return len(a.cfg.Push.Apps) > 0 && a.cfg.Push.Run != configs.PushOff }
 
 // unread asks chat, which is made after the gateway.
 func (a *App) unread(ctx context.Context, u im.UserID) (int, error) { return a.chat.Unread(ctx, u) }

@@ -42,7 +42,7 @@ func (a *App) Run(ctx context.Context) error {
 	living.Go(func() { _ = a.delivery.Run(rooms) })
 	living.Go(func() { _ = a.gate.Run(rooms) })
 	living.Go(func() { a.retention().run(rooms) })
-	if a.push != nil {
+	if a.rings() {
 		living.Go(func() { a.push.Run(rooms) })
 		living.Go(func() { a.keys.reload(rooms, a.log, a.push.Reloaded) })
 	}

@@ -25,7 +25,7 @@ type Push interface {
 
 func (a *API) pushOperations(book huma.API) {
 	const tag = "push"
-	off := map[int]string{422: "`push_off`: this server rings no phones."}
+	off := map[int]string{422: "`push_off`: push is switched off here."}
 
 	define(a, book, operation{
 		id: "devices.push.set", method: http.MethodPut, path: "/v1/devices/{device}/push", tag: tag,
@@ -73,7 +73,7 @@ func (a *API) pushOperations(book huma.API) {
 
 func (a *API) push() (Push, error) {
 	if a.opt.Push == nil {
-		return nil, im.Refuse(im.Unsupported, "push_off", "this server rings no phones")
+		return nil, im.Refuse(im.Unsupported, "push_off", "push is switched off here")
 	}
 	return a.opt.Push, nil
 }

@@ -15,18 +15,22 @@ import (
 // maxToken bounds an address: a Web Push subscription is the longest.
 const maxToken = 4096
 
+// maxRegistrations bounds the addresses of one user's devices.
+const maxRegistrations = 1000
+
 // Register sets where a device is rung. The address moves to it if another
 // device, of this user or another, had it. family is that of the caller's token:
-// when it is revoked the registration goes too. It is durable on return.
+// when it is revoked the registration goes too. It is durable on return. A gateway
+// without apps takes any: it rings nobody, and a later one finds them.
 func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a Address) error {
 	app := g.apps[a.App]
-	if app == nil || app.Provider != a.Provider {
+	if len(g.apps) > 0 && (app == nil || app.Provider != a.Provider) {
 		return im.Refuse(im.Invalid, "unknown_app", "there is no app %q of %q here", a.App, a.Provider)
 	}
 	if a.Token == "" || len(a.Token) > maxToken {
 		return im.Refuse(im.Invalid, "token", "the token is 1 to %d bytes", maxToken)
 	}
-	if app.Check != nil {
+	if app != nil && app.Check != nil {
 		if err := app.Check(a); err != nil {
 			return im.Refuse(im.Invalid, "token", "%s", err)
 		}
@@ -40,6 +44,11 @@ func (g *Gateway) Register(ctx context.Context, k im.DeviceKey, family string, a
 	r := &Registration{Device: k, Family: family, Address: a}
 	var notes []store.Note
 	g.mu.Lock()
+	replaces := func(old *Registration) bool { return old.key() == r.key() || heldBy(old.Address) == heldBy(a) }
+	if mine := g.regs[k.User]; len(mine) >= maxRegistrations && !slices.ContainsFunc(mine, replaces) {
+		g.mu.Unlock()
+		return im.Refuse(im.TooMany, "too_many_addresses", "an account has at most %d addresses: remove one first", maxRegistrations)
+	}
 	for _, old := range slices.Clone(g.regs[k.User]) {
 		if old.key() == r.key() {
 			r.Loud, r.Silent = old.Loud, old.Silent

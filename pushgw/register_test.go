@@ -225,3 +225,26 @@ func (f *family) takes(d time.Duration) {
 	f.slow = d
 	f.mu.Unlock()
 }
+
+// A device need not have connected to be registered, so their number is bounded
+// here; a device that is registered already may move.
+func TestRegistrationsAreBounded(t *testing.T) {
+	r := crowd(t)
+	register := func(i int, token string) error {
+		return r.g.Register(t.Context(), im.DeviceKey{User: "alice", Device: im.DeviceID(fmt.Sprint("d", i))}, "", Address{Provider: APNs, App: "ios", Token: token})
+	}
+	for i := range maxRegistrations {
+		if err := register(i, fmt.Sprint("token", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := register(maxRegistrations, "one more"); !im.Is(err, im.TooMany) || len(r.g.Registrations("alice")) != maxRegistrations {
+		t.Errorf("one more: %v, %d are registered", err, len(r.g.Registrations("alice")))
+	}
+	if err := register(7, "another"); err != nil {
+		t.Errorf("a new token for a device: %v", err)
+	}
+	if err := register(maxRegistrations, "another"); err != nil || len(r.g.Registrations("alice")) != maxRegistrations {
+		t.Errorf("an address that moves to another device of the same user: %v, %d are registered", err, len(r.g.Registrations("alice")))
+	}
+}

@@ -86,6 +86,38 @@ func parsePayload(t testing.TB, e pushtest.Entry) (p payload) {
 	return p
 }
 
+// TestPhonesRegisterBeforeThereAreApps: a server without apps keeps where phones
+// are rung, for the day when it has some.
+func TestPhonesRegisterBeforeThereAreApps(t *testing.T) {
+	t.Parallel()
+	h, sim := ringing(t, pushtest.Options{})
+	alice, bob := h.Person("alice"), h.Person("bob")
+	h.Friends(alice, bob)
+	configured := h.args
+	restart := func(args ...string) {
+		h.Stop()
+		h.args = args
+		h.Start()
+	}
+	restart()
+	here := map[string]string{"provider": "apns", "app": "ios", "token": token(1), "environment": "production"}
+	for range 2 {
+		alice.must(204, "PUT", "/v1/devices/phone/push", here, nil)
+		alice.must(204, "PUT", "/v1/devices/other/push", map[string]string{"provider": "fcm", "app": "some.app", "token": "some-token"}, nil)
+	}
+	for range 2 {
+		alice.must(204, "DELETE", "/v1/devices/other/push", nil, nil)
+	}
+	alice.must(422, "PUT", "/v1/devices/phone/push", map[string]string{"provider": "pigeon", "app": "ios", "token": token(1)}, nil)
+	restart("--push.run=off")
+	alice.must(422, "PUT", "/v1/devices/phone/push", here, nil)
+	restart(configured...)
+	bob.Connect("laptop").Publish("dm/alice", "dinner?")
+	if p := parsePayload(t, rings(t, sim, 1)[0]); p.Conv != "dm/bob" || p.Seq != "1" {
+		t.Errorf("it rings for %+v", p)
+	}
+}
+
 // TestThePhoneRingsOnce: away, it rings once; it comes back and gets the message;
 // it is read elsewhere, and the badge clears.
 func TestThePhoneRingsOnce(t *testing.T) {
