@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -152,6 +154,21 @@ post   /v1/admin/backup                         admin.backup`), "\n") {
 		f := strings.Fields(row)
 		if got := d.Paths[f[1]][f[0]].OperationID; got != f[2] {
 			t.Errorf("%s %s: operation id %q, want %q", f[0], f[1], got, f[2])
+		}
+	}
+}
+
+// The manual names every path, as the contract writes them.
+func TestEveryPathIsInTheManual(t *testing.T) {
+	manual, err := os.ReadFile("../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, _ := readDocument(t)
+	for path := range d.Paths {
+		path = strings.Replace(path, "{kind}", "{dm|g}", 1)
+		if !regexp.MustCompile(regexp.QuoteMeta(path) + `[ ?\n]`).Match(manual) {
+			t.Errorf("%s is not in docs/protocol.md", path)
 		}
 	}
 }
