@@ -366,6 +366,11 @@ func (c *Conn) Deliver(p *delivery.Parcel, qos byte, packet uint16, dup bool) de
 	return delivery.Written
 }
 
+// Takes reports whether the client takes packets as large as n makes one.
+func (c *Conn) Takes(n *delivery.Note) bool {
+	return c.maxPacket == 0 || len(c.encodeNote(n, 1, 0)) <= c.maxPacket
+}
+
 // Send writes a note: a method of delivery.Wire.
 func (c *Conn) Send(n *delivery.Note, qos byte, packet uint16) delivery.Outcome {
 	if expired(n.Props, n.TS) {

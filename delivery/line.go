@@ -146,12 +146,21 @@ func (l *Line) write(t *track, p *Parcel) bool {
 		t.sent = p.Seq // acknowledged on an earlier connection, out of order
 		return true
 	}
+	qos := t.qos
+	if t.conv.Kind() == im.KindAccount {
+		var stopped bool
+		if qos, stopped = l.view.event(p.Entry, l.key.User); stopped {
+			t.sent = p.Seq
+			l.settle(t, p.Seq)
+			return true
+		}
+	}
 	if l.view.ids && p.Op != im.OpPublish { // a queue's entry has its own in it
 		if ids := l.view.subIDs(p.ViewTopic(l.key.User)); ids != nil {
 			p = &Parcel{Entry: p.Entry, SubIDs: ids}
 		}
 	}
-	if t.qos == 0 {
+	if qos == 0 {
 		switch l.wire.Deliver(p, 0, 0, false) {
 		case Full, Closed:
 			l.full = true // a closed wire never says Writable: the line rests until it is detached

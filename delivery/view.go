@@ -80,9 +80,18 @@ func (v *View) Conv(conv im.ConvID, user im.UserID) (qos byte, stopped bool) {
 	case im.KindQueue:
 		return 1, false
 	case im.KindAccount:
-		return v.topic("me/-") // stands for every event
+		qos, stopped = v.topic("me/-") // any event; see event
+		return qos, stopped && !slices.ContainsFunc(v.subs, func(s filterQoS) bool { return s.Share == "" && strings.HasPrefix(s.Topic, "me/") })
 	}
 	return v.topic(conv.Topic(user))
+}
+
+// event is Conv for one entry of the account's log, which has a topic of its own.
+func (v *View) event(e *im.Entry, user im.UserID) (qos byte, stopped bool) {
+	if len(v.subs) == 0 && len(v.stops) == 0 {
+		return 1, false
+	}
+	return v.topic(e.ViewTopic(user))
 }
 
 // Stops reports whether an ephemeral topic is not wanted.

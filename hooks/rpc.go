@@ -33,6 +33,9 @@ func (s *session) rpc(p *broker.Publish, a *accept, t *im.Topic) error {
 	default:
 		n.Body = s.call(t.RPC, append([]byte(nil), p.Payload...))
 	}
+	if !s.c.Takes(n) {
+		n.Body = rpcAnswer(nil, im.Refuse(im.TooLarge, "answer_too_large", "the answer has %d bytes, your Maximum Packet Size is less", len(n.Body)))
+	}
 	s.line.Note(n, 1)
 	s.finish(a, 0, "", 0, 0)
 	s.line.Answered()

@@ -40,6 +40,37 @@ func TestQoSZeroLowersAnswersAndReceiptsToo(t *testing.T) {
 	}
 }
 
+func TestAFilterOfOneAccountEvent(t *testing.T) {
+	h, alice, bob := stage(t)
+	carol := h.Person("carol")
+	b, low := bob.Connect("phone"), bob.Connect("low")
+	b.Unsubscribe("me/+")
+	b.Subscribe("me/friend-request", 1)
+	low.Subscribe("me/friend-request", 0)
+	carol.must(200, "PUT", "/v1/friends/bob", nil, nil)
+	bob.must(200, "PUT", "/v1/friends/carol", nil, nil)
+	alice.must(204, "DELETE", "/v1/friends/bob", nil, nil)
+	if g := b.Next(); g.Topic != "me/friend-request" {
+		t.Errorf("got %s, which was stopped", g.Topic)
+	}
+	b.Quiet()
+	for _, want := range []Got{{Topic: "me/friend-request", QoS: 0}, {Topic: "me/friend-accepted", QoS: 1}, {Topic: "me/friend-removed", QoS: 1}} {
+		if g := low.Next(); g.Topic != want.Topic || g.QoS != want.QoS { // [MQTT-3.8.4-8]
+			t.Errorf("got %s at QoS %d, want %s at %d", g.Topic, g.QoS, want.Topic, want.QoS)
+		}
+	}
+}
+
+func TestAnAnswerThatIsTooLargeForTheClient(t *testing.T) {
+	_, alice, bob := stage(t)
+	alice.Group("a group with a name that makes the list long", bob)
+	d := alice.Connect("small", func(o *connectOptions) { o.maxSize = 200 })
+	d.Post(message{topic: "rpc/groups.list/1", body: "{}", qos: 1})
+	if g := d.Await("re/1"); !strings.HasPrefix(g.Body, `{"ok":false,"error":{"code":"answer_too_large",`) {
+		t.Errorf("%s", g.Body)
+	}
+}
+
 func TestUnsubscribingErrorStopsIt(t *testing.T) {
 	_, alice, _ := stage(t)
 	a := alice.Connect("phone", v311)
