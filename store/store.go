@@ -71,6 +71,12 @@ type Log interface {
 	// Head for an empty one.
 	Heads(ctx context.Context, convs []im.ConvID) ([]Head, error)
 
+	// Doubts moves whenever the store holds, or may yet hold, what nobody was told
+	// of: a commit failed whose outcome is not known, or one that somebody else left
+	// half done was finished. Who remembers what Done, Commit and reads have told
+	// reads anew once it is not what it was before they read. It does not block.
+	Doubts() uint64
+
 	// EachConversation calls fn for every conversation that has had an entry and
 	// whose id is greater than after, in their order, until it returns false.
 	EachConversation(ctx context.Context, after im.ConvID, fn func(im.ConvID) bool) error
@@ -143,6 +149,9 @@ type Roster interface {
 	// Member returns u's row in g, NotFound if u is not a member.
 	Member(ctx context.Context, g im.GroupID, u im.UserID) (Member, error)
 	Members(ctx context.Context, g im.GroupID) ([]Member, error)
+	// MemberIn returns u's rows in those of groups that u is a member of, in any
+	// order; the groups differ.
+	MemberIn(ctx context.Context, u im.UserID, groups []im.GroupID) ([]Member, error)
 	// Conversations returns every log u takes part in: DMs with at least one
 	// entry, groups u is a member of, and u's account log; ordered by ConvID.
 	Conversations(ctx context.Context, u im.UserID) ([]Participation, error)
@@ -280,6 +289,9 @@ type Devices interface {
 	Cursors(ctx context.Context, k im.DeviceKey) ([]Cursor, error)
 	// Cursor returns one; the zero Cursor with Conv set and Known false if absent.
 	Cursor(ctx context.Context, k im.DeviceKey, conv im.ConvID) (Cursor, error)
+	// CursorsOf returns the cursor in each of convs, which differ, in their order;
+	// where there is none as Cursor.
+	CursorsOf(ctx context.Context, k im.DeviceKey, convs []im.ConvID) ([]Cursor, error)
 	// PutCursors stores cursors. Visible at once, durable soon: losing one
 	// repeats messages, never loses them.
 	PutCursors(ctx context.Context, k im.DeviceKey, cs []Cursor) error

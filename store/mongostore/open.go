@@ -74,6 +74,8 @@ type Store struct {
 
 	writers writers
 	health  health
+	doubts  doubts
+	mine    sync.Map // ids of the transactions that Commit is at work on here
 	seat    seat
 	secret  sync.Mutex
 	closing context.Context
@@ -317,6 +319,7 @@ func (s *Store) up() error {
 // failed notes that MongoDB could not be reached in time: from now on writes are
 // refused at once, until watch finds it back.
 func (s *Store) failed(op string, err error) error {
+	s.doubt()
 	err = unavailable(op, err)
 	if s.closing.Err() != nil {
 		return gone()
@@ -335,6 +338,34 @@ func (s *Store) failed(op string, err error) error {
 		s.opt.Events.CommitFailed(err)
 	}
 	return err
+}
+
+// doubts counts what nobody was told of.
+type doubts struct {
+	sync.Mutex
+	n    uint64
+	last time.Time
+}
+
+// doubt notes that the log or the rows may hold what nobody was told of.
+func (s *Store) doubt() {
+	s.doubts.Lock()
+	defer s.doubts.Unlock()
+	s.doubts.n += 2
+	s.doubts.last = s.opt.Now()
+}
+
+// Doubts: a method of store.Log. What was sent and not answered may still come
+// to be done, for as long as a writer may write; when that is over it moves once
+// more.
+func (s *Store) Doubts() uint64 {
+	s.doubts.Lock()
+	defer s.doubts.Unlock()
+	n := s.doubts.n
+	if n > 0 && s.opt.Now().Sub(s.doubts.last) > max(s.opt.Lease+s.opt.Timeout+s.opt.Skew, txPatience) {
+		n++
+	}
+	return n
 }
 
 func unavailable(op string, err error) error {

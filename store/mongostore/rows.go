@@ -69,6 +69,26 @@ func (s *Store) Members(ctx context.Context, g im.GroupID) ([]store.Member, erro
 	return out, err
 }
 
+// MemberIn: a method of store.Roster.
+func (s *Store) MemberIn(ctx context.Context, u im.UserID, groups []im.GroupID) (out []store.Member, err error) {
+	for part := range chunks(groups, 1000) {
+		ids := make([]string, len(part))
+		for i, g := range part {
+			ids[i] = memberID(g, u)
+		}
+		rows, err := rowsBy[store.Member](ctx, s, "members", s.members, append(in(ids), bson.E{Key: "u", Value: string(u)}))
+		if err != nil {
+			return nil, err
+		}
+		for i := range rows {
+			m := rows[i].D
+			m.Ver = uint64(rows[i].Ver)
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
 // Conversations: a method of store.Roster. A DM whose first message failed is
 // listed too; its log is empty.
 func (s *Store) Conversations(ctx context.Context, u im.UserID) ([]store.Participation, error) {
@@ -425,6 +445,31 @@ func (s *Store) Cursor(ctx context.Context, k im.DeviceKey, conv im.ConvID) (sto
 		return store.Cursor{Conv: conv}, err
 	}
 	return c.value(), nil
+}
+
+// CursorsOf: a method of store.Devices.
+func (s *Store) CursorsOf(ctx context.Context, k im.DeviceKey, convs []im.ConvID) ([]store.Cursor, error) {
+	out := make([]store.Cursor, len(convs))
+	at := make(map[im.ConvID]*store.Cursor, len(convs))
+	for i, c := range convs {
+		out[i].Conv = c
+		at[c] = &out[i]
+	}
+	for part := range chunks(convs, 1000) {
+		ids := make([]string, len(part))
+		for i, c := range part {
+			ids[i] = cursorID(k, c)
+		}
+		cs, err := read[cursor](ctx, s, "CursorsOf", s.cursors, append(in(ids), bson.E{Key: "u", Value: string(k.User)}))
+		if err != nil {
+			return nil, err
+		}
+		for i := range cs {
+			c := cs[i].value()
+			*at[c.Conv] = c
+		}
+	}
+	return out, nil
 }
 
 // PutCursors: a method of store.Devices.

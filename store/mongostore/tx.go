@@ -143,6 +143,8 @@ func (s *Store) commit(ctx context.Context, tx *store.Tx) (told bool, err error)
 		}
 		doc.Entries = append(doc.Entries, m)
 	}
+	s.mine.Store(doc.ID, true)
+	defer s.mine.Delete(doc.ID)
 	if err := s.putTx(ctx, &doc); err != nil {
 		return false, s.broken("Commit", err)
 	}
@@ -154,7 +156,9 @@ func (s *Store) commit(ctx context.Context, tx *store.Tx) (told bool, err error)
 		return false, s.broken("Commit", err)
 	}
 	// From here on it is done; what fails now is finished by whoever meets it.
-	told, err = s.apply(ctx, &doc, tx.Entries)
+	if told, err = s.apply(ctx, &doc, tx.Entries); err != nil {
+		s.doubt()
+	}
 	return told, s.broken("Commit", err)
 }
 
@@ -504,6 +508,9 @@ func (s *Store) meet(ctx context.Context, id string) (found bool, err error) {
 	switch {
 	case doc.State == committed:
 		_, err = s.apply(ctx, &doc, nil)
+		if _, mine := s.mine.Load(id); !mine {
+			s.doubt() // who began it tells nobody any more
+		}
 	case doc.State == aborted:
 		s.undo(ctx, &doc)
 	case s.opt.Now().UnixMilli()-doc.Begun > txPatience.Milliseconds():

@@ -265,6 +265,7 @@ func (x *writer) write(batch []job) (err error) {
 			if im.Is(err, im.Unavailable) || transient(err) || ctx.Err() != nil {
 				err = x.s.failed("append", err)
 			} else {
+				x.s.doubt() // of an ordered insert that failed in its middle the first part is there
 				err = wrap("append", err)
 				x.s.log.Error("entries not written", "conversation", x.name, "error", err)
 			}

@@ -124,6 +124,9 @@ func (s *Store) Heads(ctx context.Context, convs []im.ConvID) (out []store.Head,
 	return out, err
 }
 
+// Doubts: a method of store.Log.
+func (s *Store) Doubts() uint64 { return s.doubts.Load() }
+
 // bounds returns the conversation's number, its last durable seq and its floor.
 func (h *heads) bounds(x *head) (num uint64, end, floor im.Seq) {
 	h.mu.RLock()

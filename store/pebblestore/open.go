@@ -85,6 +85,7 @@ type Store struct {
 	free     freeSpace
 	bad      atomic.Pointer[failure] // the last commit failed: why
 	gen      atomic.Uint64           // how often the database was opened again
+	doubts   atomic.Uint64           // how often that was, or a commit failed
 	done     chan struct{}           // sequencer and announcer have ended
 	reads    sync.Mutex              // PutRead: read, compare, write
 	tokens   sync.Mutex              // UseToken and DropTokens likewise

@@ -201,6 +201,19 @@ func (s *Store) Members(ctx context.Context, g im.GroupID) ([]store.Member, erro
 	return list[store.Member](s, ctx, prefix(tMember, string(g)), nil)
 }
 
+// MemberIn: a method of store.Roster.
+func (s *Store) MemberIn(ctx context.Context, u im.UserID, groups []im.GroupID) (out []store.Member, err error) {
+	for _, g := range groups {
+		m, err := s.Member(ctx, g, u)
+		if err == nil {
+			out = append(out, m)
+		} else if !im.Is(err, im.NotFound) {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
 // Conversations: a method of store.Roster.
 func (s *Store) Conversations(ctx context.Context, u im.UserID) (out []store.Participation, err error) {
 	err = s.view(ctx, func(db *pebble.DB) error {
@@ -514,6 +527,17 @@ func (s *Store) Cursor(ctx context.Context, k im.DeviceKey, conv im.ConvID) (c s
 		return err
 	})
 	return c, err
+}
+
+// CursorsOf: a method of store.Devices.
+func (s *Store) CursorsOf(ctx context.Context, k im.DeviceKey, convs []im.ConvID) (out []store.Cursor, err error) {
+	out = make([]store.Cursor, len(convs))
+	for i, c := range convs {
+		if out[i], err = s.Cursor(ctx, k, c); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // PutCursors: a method of store.Devices.

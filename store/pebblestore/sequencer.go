@@ -335,6 +335,7 @@ func syncBatch(b *pebble.Batch) (err error) {
 func (s *Store) broke(err error) error {
 	f := &failure{im.E(im.Unavailable, "pebblestore.commit", err)}
 	if s.bad.CompareAndSwap(nil, f) {
+		s.doubts.Add(1)
 		s.log.Error("commit failed: nothing is acknowledged until the store is back", "error", err)
 		if s.opt.Events.CommitFailed != nil {
 			s.opt.Events.CommitFailed(err)
@@ -391,6 +392,7 @@ func (s *Store) revive() bool {
 	}
 	s.heads.reset()
 	s.gen.Add(1)
+	s.doubts.Add(1) // it may hold what was refused
 	s.db.Lock()
 	defer s.db.Unlock()
 	if s.closing.Err() != nil { // Close did not wait for us

@@ -607,12 +607,21 @@ func testConversations(t *testing.T, s store.Store) {
 	}
 	m, err := s.Member(ctx, "g", "bob")
 	must(t, err)
+	if in, err := s.MemberIn(ctx, "bob", []im.GroupID{"other", "g", "gone"}); err != nil || !reflect.DeepEqual(in, []store.Member{m}) {
+		t.Errorf("a member of %+v (%v)", in, err)
+	}
 	m.Role = ""
 	must(t, s.Commit(ctx, &store.Tx{Members: []store.Member{m}}))
 	got, err = s.Conversations(ctx, "bob")
 	must(t, err)
 	if len(got) != 3 {
 		t.Errorf("after leaving: %+v", got)
+	}
+	if in, err := s.MemberIn(ctx, "bob", []im.GroupID{"g"}); err != nil || len(in) > 0 {
+		t.Errorf("after leaving a member of %+v (%v)", in, err)
+	}
+	if in, err := s.MemberIn(ctx, "bob", nil); err != nil || len(in) > 0 {
+		t.Errorf("of no group a member of %+v (%v)", in, err)
 	}
 	ms, err := s.Members(ctx, "g")
 	must(t, err)
@@ -788,7 +797,15 @@ func testDevices(t *testing.T, s store.Store) {
 	if none, err := s.Cursor(ctx, k, "g/x"); err != nil || none.Known || none.Conv != "g/x" {
 		t.Errorf("%+v %v", none, err)
 	}
-	cs, err := s.Cursors(ctx, k)
+	cs, err := s.CursorsOf(ctx, k, []im.ConvID{"u/alice", "g/x", dm})
+	must(t, err)
+	if want := []store.Cursor{{Conv: "u/alice", Acked: 1, Sent: 1, Known: true}, {Conv: "g/x"}, c}; !reflect.DeepEqual(cs, want) {
+		t.Errorf("%+v, want %+v", cs, want)
+	}
+	if cs, err := s.CursorsOf(ctx, k, nil); err != nil || len(cs) > 0 {
+		t.Errorf("of no conversation %+v %v", cs, err)
+	}
+	cs, err = s.Cursors(ctx, k)
 	must(t, err)
 	if len(cs) != 2 || cs[0].Conv != dm || cs[1].Conv != "u/alice" {
 		t.Errorf("%+v", cs)
