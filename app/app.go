@@ -1,11 +1,13 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -143,9 +145,11 @@ func (a *App) makeRooms(ctx context.Context) error {
 		},
 		Muted:  func(u im.UserID, conv im.ConvID) bool { return a.push != nil && a.push.Muted(u, conv) },
 		Source: a.store, Window: cfg.MQTT.Window, MaxDevices: cfg.Sessions.MaxPerUser, ForgetAfter: cfg.Sessions.ForgetAfter, Log: a.log,
+		Remember: cmp.Or(cfg.Sessions.Remember, -1),
 		Events: delivery.Events{
-			Dropped: func(q string) { m.dropped.WithLabelValues(q).Inc() },
-			Behind:  func(d int) { m.behind.Add(float64(d)) },
+			Dropped:  func(q string) { m.dropped.WithLabelValues(q).Inc() },
+			Behind:   func(d int) { m.behind.Add(float64(d)) },
+			Returned: func(remembered bool) { m.returned.WithLabelValues(strconv.FormatBool(remembered)).Inc() },
 		},
 	})
 	if err := a.openPush(ctx); err != nil {

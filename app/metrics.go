@@ -29,6 +29,7 @@ type metrics struct {
 	rejected   *prometheus.CounterVec
 	closed     *prometheus.CounterVec
 	dropped    *prometheus.CounterVec
+	returned   *prometheus.CounterVec
 	bytesIn    prometheus.Counter
 	bytesOut   prometheus.Counter
 	packetsIn  prometheus.Counter
@@ -67,6 +68,7 @@ func newMetrics(version string) *metrics {
 	m.rejected = vec("connections_rejected_total", "Connections closed before they had a session, by reason.", "reason")
 	m.closed = vec("connections_closed_total", "Connections ended by the server, by reason.", "reason")
 	m.dropped = vec("queue_dropped_total", "What a full volatile queue dropped, by queue.", "queue")
+	m.returned = vec("devices_returned_total", "Known devices that connected, by whether it was remembered what happened while they were away.", "remembered")
 	m.bytesIn = one("received_bytes_total", "Bytes read from clients.")
 	m.bytesOut = one("sent_bytes_total", "Bytes written to clients.")
 	m.packetsIn = one("packets_received_total", "MQTT packets read from clients.")

@@ -39,6 +39,7 @@ func (c *Config) check(where map[string]string) Faults {
 		"limits.requests_burst": c.Limits.RequestsBurst, "limits.address_burst": c.Limits.AddressBurst, "limits.registrations_burst": c.Limits.RegistrationsBurst} {
 		want(n >= 1, key, "it is at least 1, not %d", n)
 	}
+	want(c.Sessions.Remember >= 0, "sessions.remember", "it is 0 for none, or more")
 	want(c.MQTT.MaxPerIP >= 0, "mqtt.max_per_ip", "it is 0 for no limit, or more")
 	for key, n := range map[string]int{"mqtt.receive_maximum": c.MQTT.ReceiveMaximum, "mqtt.window": c.MQTT.Window} {
 		want(n >= 1 && n <= 65535, key, "it is 1 to 65535, not %d", n)

@@ -90,6 +90,7 @@ type Auth struct {
 type Sessions struct {
 	ForgetAfter time.Duration `yaml:"forget_after" help:"a device unused for so long is forgotten"`
 	MaxPerUser  int           `yaml:"max_per_user" help:"devices of one account"`
+	Remember    int           `yaml:"remember" help:"conversations kept in memory for devices that are away, of all users together; 0: none"`
 }
 
 // Limits bounds what one user may do.
@@ -246,7 +247,7 @@ func Defaults() Config {
 		Push:     Push{Run: PushServe, WorkerAddr: "127.0.0.1:9091", Lease: 30 * time.Second, Privacy: "sender", GraceOnline: 4 * time.Second, GraceActive: 20 * time.Second, LargeGroup: 100, TTL: 24 * time.Hour, SealedTypes: []string{"application/vnd.parley.sealed"}},
 		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second, Seat: 10 * time.Second},
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
-		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000},
+		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000, Remember: 500_000},
 		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 100, Burst: 2000, BytesPerSecond: 16 << 20, Subscriptions: 100, GroupMembers: 10_000,
 			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50, RequestsBurst: 200, AddressPerSecond: 200, AddressBurst: 1000, RegistrationsPerSecond: 5, RegistrationsBurst: 1000},
 		Log: Log{Level: "info", Format: "auto"},

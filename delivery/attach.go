@@ -49,7 +49,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 
 	if old := d.Line(a.Key); old != nil {
 		old.wire.Close(TakenOver)
-		if d.retire(ctx, old) {
+		if d.retire(ctx, old, true) {
 			old.heir = GoesOn
 			if a.Clean {
 				old.heir = StartsAnew
@@ -62,7 +62,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 	if err != nil && !im.Is(err, im.NotFound) {
 		return nil, err
 	}
-	l := &Line{d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, clean: a.Clean, transient: a.Transient}
+	l := &Line{asOf: d.src.Doubts(), d: d, key: a.Key, wire: a.Wire, window: d.opt.Window, clean: a.Clean, transient: a.Transient}
 	if a.ReceiveMaximum > 0 {
 		l.window = min(l.window, a.ReceiveMaximum)
 	}
@@ -89,7 +89,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 		}
 	}
 	d.register(l)
-	if err := d.place(ctx, l, known && !a.Clean, dev.LastSeen, out); err != nil {
+	if err := d.place(ctx, l, known, known && !a.Clean, dev.LastSeen, out); err != nil {
 		d.discard(l)
 		return nil, err
 	}
@@ -103,6 +103,7 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 		return nil, err
 	}
 	l.device = dev
+	d.back(l.user, a.Key.Device)
 	d.count(1)
 	return out, nil
 }
@@ -136,21 +137,32 @@ func (d *Delivery) roomForDevice(ctx context.Context, u im.UserID) error {
 }
 
 // place finds what the device has still to get (resume) or sets its cursors to
-// now. It is repeated if the user joined or left a group meanwhile.
-func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int64, out *Attached) error {
+// now. It looks at all conversations of the user, or, where it is remembered since
+// when the device was away (known: it has been here), at those in which something
+// happened. It is repeated if the user joined or left a group meanwhile.
+func (d *Delivery) place(ctx context.Context, l *Line, known, resume bool, lastSeen int64, out *Attached) error {
 	user, u := l.key.User, l.user
+	d.letIn(u)
 	var entered []im.GroupID // by us
 	var found []*track       // likewise
 	for {
 		gen, parts := d.remembered(user, u)
-		if parts == nil {
-			var err error
-			if parts, err = d.src.Conversations(ctx, user); err != nil {
-				return err
+		placed := u.placed(l.asOf)
+		moved, some := u.recall(l.key.Device, l.asOf)
+		some = some && known && placed
+		var err error
+		switch {
+		case some:
+			parts, err = d.partsIn(ctx, user, moved)
+		case parts == nil:
+			if parts, err = d.src.Conversations(ctx, user); err == nil {
+				d.remember(user, u, gen, parts)
 			}
-			d.remember(user, u, gen, parts)
 		}
-		if !u.placed() {
+		if err != nil {
+			return err
+		}
+		if !placed {
 			entered = d.enterAll(u, parts, entered)
 		}
 		parts = append(slices.Clip(parts), store.Participation{Conv: im.QueueConv(user, l.key.Device)})
@@ -163,15 +175,23 @@ func (d *Delivery) place(ctx context.Context, l *Line, resume bool, lastSeen int
 			return err
 		}
 		if resume {
-			found, err = d.findBehind(ctx, l, parts, heads, lastSeen, out, found)
+			var cursors []store.Cursor
+			if cursors, err = d.cursors(ctx, l.key, convs, some); err == nil {
+				found = l.findBehind(parts, heads, cursors, lastSeen, out, found)
+			}
 		} else {
-			err = d.startNow(ctx, l, parts, heads)
+			err = d.startNow(ctx, l, parts, heads, some)
 		}
 		if err != nil {
 			return err
 		}
 		if now, _ := d.remembered(user, u); now == gen {
-			u.setPlaced()
+			if !placed {
+				u.setPlaced(l.asOf)
+			}
+			if known && d.opt.Events.Returned != nil {
+				d.opt.Events.Returned(some)
+			}
 			return nil
 		}
 	}
@@ -203,23 +223,64 @@ func (d *Delivery) enterAll(u *userLines, parts []store.Participation, before []
 	return entered
 }
 
-func (d *Delivery) startNow(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head) error {
+// partsIn is which of convs the user takes part in, and from where on.
+func (d *Delivery) partsIn(ctx context.Context, user im.UserID, convs []im.ConvID) (parts []store.Participation, err error) {
+	var groups []im.GroupID
+	for _, c := range convs {
+		if g := c.Group(); g != "" {
+			groups = append(groups, g)
+		} else if c.Kind() != im.KindQueue { // that of the device is looked at always
+			parts = append(parts, store.Participation{Conv: c})
+		}
+	}
+	if len(groups) == 0 {
+		return parts, nil
+	}
+	members, err := d.src.MemberIn(ctx, user, groups)
+	for _, m := range members {
+		parts = append(parts, store.Participation{Conv: im.GroupConv(m.Group), Start: m.Start})
+	}
+	return parts, err
+}
+
+// startNow sets the cursors of these conversations, some or all of the user's, to
+// now. Where it is some, the others stand there already.
+func (d *Delivery) startNow(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head, some bool) error {
 	var cs []store.Cursor
 	for i, p := range parts {
 		if heads[i].Seq > p.Start {
 			cs = append(cs, store.Cursor{Conv: p.Conv, Acked: heads[i].Seq, Sent: heads[i].Seq, Known: true})
 		}
 	}
+	if some {
+		return d.src.PutCursors(ctx, l.key, cs)
+	}
 	return d.src.ResetCursors(ctx, l.key, cs)
+}
+
+// cursors returns the cursors of the device in convs, in their order: some of the
+// user's conversations, or all.
+func (d *Delivery) cursors(ctx context.Context, k im.DeviceKey, convs []im.ConvID, some bool) ([]store.Cursor, error) {
+	if some {
+		return d.src.CursorsOf(ctx, k, convs)
+	}
+	all, err := d.src.Cursors(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]store.Cursor, len(convs))
+	for i, conv := range convs {
+		out[i].Conv = conv
+		if j, ok := slices.BinarySearchFunc(all, conv, func(c store.Cursor, conv im.ConvID) int { return cmp.Compare(c.Conv, conv) }); ok {
+			out[i] = all[j]
+		}
+	}
+	return out, nil
 }
 
 // findBehind lines up, oldest activity first, the tracks the pump starts with,
 // in place of those that it found before, from a list that has changed since.
-func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Participation, heads []store.Head, lastSeen int64, out *Attached, before []*track) (tracks []*track, err error) {
-	cursors, err := d.src.Cursors(ctx, l.key)
-	if err != nil {
-		return nil, err
-	}
+func (l *Line) findBehind(parts []store.Participation, heads []store.Head, cursors []store.Cursor, lastSeen int64, out *Attached, before []*track) (tracks []*track) {
 	type missed struct {
 		t  *track
 		ts int64
@@ -230,10 +291,7 @@ func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Partic
 		if heads[i].ReadTS > 0 && heads[i].ReadTS >= lastSeen {
 			out.reads = append(out.reads, readable{p.Conv, lastSeen})
 		}
-		c := store.Cursor{Conv: p.Conv}
-		if j, ok := slices.BinarySearchFunc(cursors, p.Conv, func(c store.Cursor, conv im.ConvID) int { return cmp.Compare(c.Conv, conv) }); ok {
-			c = cursors[j]
-		}
+		c := cursors[i]
 		if heads[i].Seq > max(c.Acked, p.Start) {
 			t := &track{conv: p.Conv, upTo: heads[i].Seq, behind: true}
 			t.resolve(c, p.Start)
@@ -270,7 +328,7 @@ func (d *Delivery) findBehind(ctx context.Context, l *Line, parts []store.Partic
 		}
 		l.behind = append(l.behind, t)
 	}
-	return tracks, nil
+	return tracks
 }
 
 // resolve sets where the track stands from its stored cursor.
@@ -312,7 +370,7 @@ func (d *Delivery) Detach(ctx context.Context, l *Line, expiry *uint32, ended fu
 	mu := d.lock(l.key)
 	mu.Lock()
 	defer mu.Unlock()
-	if !d.retire(ctx, l) {
+	if !d.retire(ctx, l, !l.transient) {
 		return false
 	}
 	if ended != nil {
@@ -347,8 +405,9 @@ func (d *Delivery) Forget(ctx context.Context, k im.DeviceKey) error {
 		l.leaving.Store(int32(Removed))
 	} else if l != nil {
 		l.wire.Close(Removed)
-		d.retire(ctx, l)
+		d.retire(ctx, l, false)
 	}
+	d.back(d.online(k.User), k.Device)
 	return d.src.DropDevice(ctx, k)
 }
 
@@ -372,38 +431,56 @@ func (d *Delivery) SaveSession(ctx context.Context, l *Line, subs []store.Subscr
 }
 
 // retire closes the line, takes it out of the house and stores its cursors.
-// It reports false if that was done before.
-func (d *Delivery) retire(ctx context.Context, l *Line) bool {
-	l.storing.Lock()
-	defer l.storing.Unlock()
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
+// remember: the device may be back. It reports false if that was done before.
+func (d *Delivery) retire(ctx context.Context, l *Line, remember bool) bool {
+	if l.ended() { // only who holds the lock of a device closes its line
 		return false
 	}
+	l.storing.Lock()
+	defer l.storing.Unlock()
+	var j *journal
+	if remember {
+		j = d.depart(l)
+	}
+	l.mu.Lock()
 	l.closed = true
 	l.watch()
 	for _, t := range l.tracks {
 		t.dirty = t.dirty || (t.resolved && t.sent > t.acked) // so that a resend has DUP
 	}
-	cs := l.takeCursors()
+	cs, owes := l.takeCursors(), l.owes()
 	l.flights, l.behind, l.waiting = ring{}, nil, nil
 	l.mu.Unlock()
 
 	d.unregister(l)
-	d.storeCursors(ctx, l.key, cs)
+	stored := d.storeCursors(ctx, l.key, cs)
+	if j != nil {
+		j.owe(l.key.Device, owes, stored)
+		d.trim()
+	}
 	d.count(-1)
 	return true
 }
 
-func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.Cursor) {
+// owes lists the conversations in which the device has something to get yet, or
+// may have. Caller holds mu.
+func (l *Line) owes() (convs []im.ConvID) {
+	for _, t := range l.tracks {
+		if !t.resolved || t.behind || t.acked < max(t.sent, t.upTo) {
+			convs = append(convs, t.conv)
+		}
+	}
+	return convs
+}
+
+func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.Cursor) (stored bool) {
 	if len(cs) == 0 {
-		return
+		return true
 	}
 	if err := d.src.PutCursors(ctx, k, cs); err != nil {
 		// The device gets again what it acknowledged since: repeated, not lost.
 		d.log.Warn("cursors not stored", "device", k, "cursors", len(cs), "error", err)
-		return
+		return false
 	}
 	for _, c := range cs {
 		if c.Conv.Kind() != im.KindQueue {
@@ -413,6 +490,7 @@ func (d *Delivery) storeCursors(ctx context.Context, k im.DeviceKey, cs []store.
 			d.log.Warn("queue not trimmed", "device", k, "error", err)
 		}
 	}
+	return true
 }
 
 // discard takes out a line whose Attach failed: it never delivered anything.

@@ -18,7 +18,8 @@ func (nowire) Send(*delivery.Note, byte, uint16) delivery.Outcome            { r
 func (nowire) Close(delivery.CloseReason)                                    {}
 
 // BenchmarkAttach is the return of a device to which nothing happened, by how many
-// groups its user is in.
+// groups its user is in: to a server that has just started, as the first device of
+// its user, and while another one is connected.
 func BenchmarkAttach(b *testing.B) {
 	for _, n := range []int{10, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -37,28 +38,31 @@ func BenchmarkAttach(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			d := delivery.New(delivery.Options{Source: st})
-			for _, other := range []bool{false, true} {
-				name := "alone"
-				if other {
-					name = "beside another"
-					a, err := d.Attach(ctx, delivery.Attachment{Key: im.DeviceKey{User: "bob", Device: "tablet"}, Wire: nowire{}})
-					if err != nil {
-						b.Fatal(err)
-					}
-					defer d.Detach(ctx, a.Line, nil, nil)
+			attach := func(d *delivery.Delivery, device im.DeviceID) *delivery.Line {
+				a, err := d.Attach(ctx, delivery.Attachment{Key: im.DeviceKey{User: "bob", Device: device}, Wire: nowire{}})
+				if err != nil {
+					b.Fatal(err)
 				}
-				b.Run(name, func(b *testing.B) {
-					b.ReportAllocs()
-					for b.Loop() {
-						a, err := d.Attach(ctx, delivery.Attachment{Key: im.DeviceKey{User: "bob", Device: "phone"}, Wire: nowire{}})
-						if err != nil {
-							b.Fatal(err)
-						}
-						d.Detach(ctx, a.Line, nil, nil)
-					}
-				})
+				return a.Line
 			}
+			b.Run("after a restart", func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					d := delivery.New(delivery.Options{Source: st})
+					d.Detach(ctx, attach(d, "phone"), nil, nil)
+				}
+			})
+			d := delivery.New(delivery.Options{Source: st})
+			back := func(b *testing.B) {
+				d.Detach(ctx, attach(d, "phone"), nil, nil)
+				b.ReportAllocs()
+				for b.Loop() {
+					d.Detach(ctx, attach(d, "phone"), nil, nil)
+				}
+			}
+			b.Run("alone", back)
+			defer d.Detach(ctx, attach(d, "tablet"), nil, nil)
+			b.Run("beside another", back)
 		})
 	}
 }

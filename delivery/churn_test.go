@@ -54,6 +54,7 @@ type churn struct {
 	stop    func()
 	devices []*churner
 	restart map[string]int
+	returns map[bool]int // of devices that were remembered, and of others
 }
 
 // churner is a device as its owner knows it.
@@ -111,7 +112,7 @@ func (w *plug) Close(CloseReason) {
 }
 
 func newChurn(t *testing.T, rng *rand.Rand) *churn {
-	c := &churn{t: t, rng: rng, mem: newMemory(), restart: map[string]int{}}
+	c := &churn{t: t, rng: rng, mem: newMemory(), restart: map[string]int{}, returns: map[bool]int{}}
 	for g := range churnGroups {
 		c.mem.members[churnGroup(g)] = map[im.UserID]im.Seq{}
 	}
@@ -130,8 +131,12 @@ func churnGroup(i int) im.GroupID { return im.GroupID(fmt.Sprint("g", i)) }
 
 func (c *churn) open() {
 	ctx, cancel := context.WithCancel(c.t.Context())
-	d := New(Options{Source: c.mem, Window: 1 + c.rng.IntN(6), Workers: 2, ForgetAfter: churnForget})
+	d := New(Options{Source: c.mem, Window: 1 + c.rng.IntN(6), Workers: 2, ForgetAfter: churnForget,
+		Events: Events{Returned: func(remembered bool) { c.returns[remembered]++ }}})
 	d.manyParts = 2
+	if c.rng.IntN(4) > 0 { // in most lives there is room for few to be remembered, or for few conversations
+		d.keeper.max, d.keeper.moved = 30+c.rng.IntN(200), 2+c.rng.IntN(8)
+	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = d.Run(ctx) }()
 	c.d, c.stop = d, func() { cancel(); <-done }
@@ -485,13 +490,18 @@ func (c *churn) finish() {
 	for _, log := range c.mem.logs {
 		entries += len(log)
 	}
+	c.d.keeper.max = -1
+	if c.d.trim(); c.d.keeper.order.Len() > 0 || c.d.keeper.held.Load() != 0 {
+		c.t.Errorf("%d journals of %d conversations are left when they were given up", c.d.keeper.order.Len(), c.d.keeper.held.Load())
+	}
 	for i := range c.d.rooms {
 		if n := len(c.d.rooms[i].m) + len(c.d.users[i].m); n > 0 {
 			c.t.Errorf("%d rooms or users are left when everybody has gone", n)
 		}
 	}
-	c.t.Logf("%d entries, %d restarts in peace, %d by a crash; %d entries are at the devices that are known in the end", entries, c.restart["in peace"], c.restart["by a crash"], total)
-	if entries == 0 || total == 0 || c.restart["by a crash"] == 0 {
+	c.t.Logf("%d entries, %d restarts in peace, %d by a crash; %d returns of devices that were remembered, %d of others; %d entries are at the devices that are known in the end",
+		entries, c.restart["in peace"], c.restart["by a crash"], c.returns[true], c.returns[false], total)
+	if entries == 0 || total == 0 || c.restart["by a crash"] == 0 || c.returns[true] == 0 || c.returns[false] == 0 {
 		c.t.Error("nothing happened")
 	}
 }

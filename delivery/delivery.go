@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"container/list"
 	"context"
 	"hash/maphash"
 	"log/slog"
@@ -18,9 +19,11 @@ import (
 type Source interface {
 	Range(ctx context.Context, conv im.ConvID, after im.Seq, limit, maxBytes int) ([]*im.Entry, error)
 	Heads(ctx context.Context, convs []im.ConvID) ([]store.Head, error)
+	Doubts() uint64
 	Trim(ctx context.Context, conv im.ConvID, upTo im.Seq) error
 	Conversations(ctx context.Context, u im.UserID) ([]store.Participation, error)
 	Member(ctx context.Context, g im.GroupID, u im.UserID) (store.Member, error)
+	MemberIn(ctx context.Context, u im.UserID, groups []im.GroupID) ([]store.Member, error)
 	Reads(ctx context.Context, conv im.ConvID, since int64) ([]store.Read, error)
 	store.Devices
 }
@@ -30,6 +33,9 @@ type Events struct {
 	Dropped func(queue string)  // a bounded volatile queue was full
 	Behind  func(delta int)     // lines that wait for a pump, as a gauge
 	Lines   func(connected int) // lines attached now
+	// Returned is a known device that is back: whether it was remembered what
+	// happened meanwhile, or it had to look at all conversations of its user.
+	Returned func(remembered bool)
 }
 
 // Options configure a Delivery. Source is needed.
@@ -39,6 +45,11 @@ type Options struct {
 	Workers int // pump goroutines; default 2 × GOMAXPROCS
 	// MaxDevices is how many devices a user may have; default 1,000.
 	MaxDevices int
+	// Remember is how many conversations are remembered, of all users together, for
+	// devices that are away: those in which something happened, and the groups of
+	// users of whom no device is here. Each takes 60 to 260 bytes. Default 500,000;
+	// negative: none.
+	Remember int
 	// ForgetAfter is how long an unused device is known; default 90 days.
 	ForgetAfter time.Duration
 	// Friends lists those friends of u, among those for which among is true, who
@@ -66,6 +77,7 @@ type Delivery struct {
 	// next device: reading it takes longer than all else of an attach then.
 	manyParts int
 
+	keeper   keeper
 	work     workList
 	presence presences
 	dirty    struct {
@@ -96,6 +108,9 @@ func New(o Options) *Delivery {
 	if o.MaxDevices <= 0 {
 		o.MaxDevices = 1000
 	}
+	if o.Remember == 0 {
+		o.Remember = 500_000
+	}
 	if o.ForgetAfter <= 0 {
 		o.ForgetAfter = 90 * 24 * time.Hour
 	}
@@ -106,6 +121,7 @@ func New(o Options) *Delivery {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Delivery{opt: o, src: o.Source, log: o.Log, manyParts: 256}
+	d.keeper.max, d.keeper.moved, d.keeper.order = o.Remember, maxMoved, list.New()
 	for i := range d.users {
 		d.users[i].m = make(map[im.UserID]*userLines)
 		d.rooms[i].m = make(map[im.GroupID]map[*userLines]struct{})
@@ -149,13 +165,15 @@ func (d *Delivery) Offer(e *im.Entry) {
 	case im.KindGroup:
 		g := e.Conv.Group()
 		s := &d.rooms[shard(g)]
+		var away []*userLines
 		s.RLock()
 		for u := range s.m[g] {
-			for _, l := range u.get() {
-				l.offer(p)
+			if !u.offer(p) {
+				away = append(away, u)
 			}
 		}
 		s.RUnlock()
+		d.letOut(g, away)
 	case im.KindAccount:
 		d.offerUser(e.Conv.Owner(), p)
 	case im.KindQueue:
@@ -165,10 +183,15 @@ func (d *Delivery) Offer(e *im.Entry) {
 	}
 }
 
-func (d *Delivery) offerUser(u im.UserID, p *Parcel) {
-	for _, l := range d.linesOf(u) {
-		l.offer(p)
+func (d *Delivery) offerUser(user im.UserID, p *Parcel) {
+	if u := d.online(user); u != nil {
+		u.offer(p)
 	}
+}
+
+// offer gives the entry to the user's devices and reports whether there are any.
+func (u *userLines) offer(p *Parcel) bool {
+	return u.each(p.Conv, func(l *Line) { l.offer(p) })
 }
 
 // linesOf returns u's lines now; the slice is not the caller's.

@@ -20,6 +20,12 @@
 // conversation on one line) that is behind belongs to the pump: live entries only
 // raise its target, so the order of one conversation never depends on a race.
 //
+// # Who comes back
+//
+// For a device that left it is written down in which conversations something
+// happens, so that it looks at those when it is back; a user of whom no device is
+// here stays in the rooms of their groups for it. See journal.go, and ADR 12.
+//
 // # Memory
 //
 // An idle line holds no per-conversation state: a track is made when the

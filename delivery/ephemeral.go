@@ -10,7 +10,7 @@ func (d *Delivery) Ephemeral(ev im.Ephemeral) {
 	if ev.Verb == im.VerbSignal {
 		sub = "/signal"
 	}
-	d.eachParty(ev.Conv, func(l *Line) {
+	send := func(l *Line) {
 		mine := l.key.User == ev.From
 		if mine && (ev.Verb == im.VerbTyping || l.key.Device == ev.Device) {
 			return
@@ -25,43 +25,53 @@ func (d *Delivery) Ephemeral(ev im.Ephemeral) {
 		n := &Note{Topic: topic, Body: ev.Body, Type: ev.Type, From: ev.From, TS: ev.TS, Envelope: true}
 		n.PeerNamed = !mine && ev.Conv.Kind() == im.KindDM
 		l.Note(n, 0)
-	})
+	}
+	for _, u := range d.parties(ev.Conv) {
+		for _, l := range u.get() {
+			send(l)
+		}
+	}
 }
 
 // Read tells the parties of conv, but not the device that read, how far user
 // has read.
 func (d *Delivery) Read(conv im.ConvID, user im.UserID, device im.DeviceID, seq im.Seq) {
-	d.eachParty(conv, func(l *Line) {
-		if l.key.User != user || l.key.Device != device {
-			l.read(conv, user, seq)
+	var away []*userLines
+	for _, u := range d.parties(conv) {
+		here := u.each(conv, func(l *Line) {
+			if l.key.User != user || l.key.Device != device {
+				l.read(conv, user, seq)
+			}
+		})
+		if !here {
+			away = append(away, u)
 		}
-	})
+	}
+	if g := conv.Group(); g != "" {
+		d.letOut(g, away)
+	}
 }
 
-// eachParty calls fn for every connected line of the conversation's users.
-func (d *Delivery) eachParty(conv im.ConvID, fn func(*Line)) {
+// parties returns the conversation's users who have lines or stay.
+func (d *Delivery) parties(conv im.ConvID) (us []*userLines) {
 	switch conv.Kind() {
 	case im.KindDM:
 		a, b := conv.Pair()
-		for _, l := range d.linesOf(a) {
-			fn(l)
+		if u := d.online(a); u != nil {
+			us = append(us, u)
 		}
-		if a != b {
-			for _, l := range d.linesOf(b) {
-				fn(l)
-			}
+		if u := d.online(b); u != nil && a != b {
+			us = append(us, u)
 		}
 	case im.KindGroup:
 		g := conv.Group()
 		s := &d.rooms[shard(g)]
 		s.RLock()
-		lines := make([]*Line, 0, len(s.m[g]))
+		defer s.RUnlock()
+		us = make([]*userLines, 0, len(s.m[g]))
 		for u := range s.m[g] {
-			lines = append(lines, u.get()...)
-		}
-		s.RUnlock()
-		for _, l := range lines {
-			fn(l)
+			us = append(us, u)
 		}
 	}
+	return us
 }

@@ -20,6 +20,7 @@ type Line struct {
 	transient bool         // forgotten when it detaches
 	clean     bool         // its CONNECT began a new session
 	heir      Heir         // written under the device's lock, before Detach returns
+	asOf      uint64       // Source.Doubts before its attach looked at everything
 	device    store.Device // the stored row; guarded by Delivery.lock of key
 	storing   sync.Mutex   // held from taking cursors until they are stored: a cursor never goes back
 

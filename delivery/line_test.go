@@ -78,8 +78,8 @@ func TestAnExpiredSessionLeavesTheQueueOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 			d.Detach(t.Context(), at.Line, nil, nil)
-			mem.append(im.Entry{Conv: dm, From: "alice"})
-			mem.append(im.Entry{Conv: queue, Op: im.OpPublish, Topic: "weather/rain"})
+			d.Offer(mem.append(im.Entry{Conv: dm, From: "alice"}))
+			d.Offer(mem.append(im.Entry{Conv: queue, Op: im.OpPublish, Topic: "weather/rain"}))
 			time.Sleep(away)
 			at = attach(&counter{})
 			var want []im.ConvID

@@ -20,6 +20,9 @@ type memory struct {
 	devices map[im.DeviceKey]store.Device
 	cursors map[im.DeviceKey]map[im.ConvID]store.Cursor
 	failing bool
+	doubts  uint64
+	unput   bool            // cursors are not stored
+	resets  int             // of all cursors of a device
 	read    func(im.ConvID) // called after each Range, before its result is used
 	looked  func()          // called once after the next Heads, before its result is used
 	asked   func()          // called once after the next Member, before its result is used
@@ -150,6 +153,30 @@ func (m *memory) Member(_ context.Context, g im.GroupID, u im.UserID) (store.Mem
 	return store.Member{Group: g, User: u, Start: start}, nil
 }
 
+func (m *memory) MemberIn(_ context.Context, u im.UserID, gs []im.GroupID) (ms []store.Member, _ error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, g := range gs {
+		if start, ok := m.members[g][u]; ok {
+			ms = append(ms, store.Member{Group: g, User: u, Start: start})
+		}
+	}
+	return ms, nil
+}
+
+// doubt says that there may be what was not offered.
+func (m *memory) doubt() {
+	m.mu.Lock()
+	m.doubts++
+	m.mu.Unlock()
+}
+
+func (m *memory) Doubts() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.doubts
+}
+
 func (m *memory) Reads(context.Context, im.ConvID, int64) ([]store.Read, error) { return nil, nil }
 
 func (m *memory) Device(_ context.Context, k im.DeviceKey) (store.Device, error) {
@@ -216,9 +243,22 @@ func (m *memory) Cursor(_ context.Context, k im.DeviceKey, c im.ConvID) (store.C
 	cur.Ahead = slices.Clone(cur.Ahead)
 	return cur, nil
 }
+func (m *memory) CursorsOf(ctx context.Context, k im.DeviceKey, convs []im.ConvID) ([]store.Cursor, error) {
+	cs := make([]store.Cursor, len(convs))
+	for i, c := range convs {
+		var err error
+		if cs[i], err = m.Cursor(ctx, k, c); err != nil {
+			return nil, err
+		}
+	}
+	return cs, nil
+}
 func (m *memory) PutCursors(_ context.Context, k im.DeviceKey, cs []store.Cursor) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.unput {
+		return im.E(im.Unavailable, "memory", nil)
+	}
 	if m.cursors[k] == nil {
 		m.cursors[k] = map[im.ConvID]store.Cursor{}
 	}
@@ -230,6 +270,7 @@ func (m *memory) PutCursors(_ context.Context, k im.DeviceKey, cs []store.Cursor
 func (m *memory) ResetCursors(ctx context.Context, k im.DeviceKey, cs []store.Cursor) error {
 	m.mu.Lock()
 	m.cursors[k] = nil
+	m.resets++
 	m.mu.Unlock()
 	return m.PutCursors(ctx, k, cs)
 }

@@ -25,14 +25,16 @@ import (
 // and on nothing else; the window is kept and no packet id is in use twice; nothing
 // comes from a group after it was left, of what was unsubscribed, or with a body
 // that was recalled; the queue is trimmed below what was acknowledged only; and in
-// the end everything has arrived.
+// the end everything has arrived. What is remembered of devices that are away is
+// little, and lost often.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		// Everything is drawn before the bubble begins: rapid ends a draw by panicking.
 		window := rapid.IntRange(1, 8).Draw(rt, "window")
+		remember := [2]int{rapid.SampledFrom([]int{1000, 1000, 24, 12, -1}).Draw(rt, "remember"), rapid.SampledFrom([]int{1000, 3, 2}).Draw(rt, "moved")}
 		steps := rapid.SliceOfN(rapid.Custom(drawStep), 30, 150).Draw(rt, "steps")
 		var failure string
-		synctest.Test(t, func(t *testing.T) { failure = runModel(t.Context(), window, steps) })
+		synctest.Test(t, func(t *testing.T) { failure = runModel(t.Context(), window, remember, steps) })
 		if failure != "" {
 			rt.Fatal(failure)
 		}
@@ -69,6 +71,7 @@ type model struct {
 	ctx      context.Context
 	mem      *memory
 	d        *Delivery
+	remember [2]int // Options.Remember and keeper.moved
 	stop     func()
 	convs    []im.ConvID // alice, carol, the group, the account
 	devs     []*modelDevice
@@ -227,8 +230,8 @@ func (w *tap) Close(CloseReason) {
 	w.closed = true
 }
 
-func runModel(ctx context.Context, window int, steps []step) (failure string) {
-	m := &model{ctx: ctx, mem: newMemory(), member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
+func runModel(ctx context.Context, window int, remember [2]int, steps []step) (failure string) {
+	m := &model{ctx: ctx, mem: newMemory(), remember: remember, member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
 	m.mem.setMember(modelGroup, modelUser, 0, true)
 	m.convs = []im.ConvID{im.DM("alice", modelUser), im.DM("carol", modelUser), im.GroupConv(modelGroup), im.AccountConv(modelUser)}
 	m.begin(window)
@@ -249,21 +252,21 @@ func runModel(ctx context.Context, window int, steps []step) (failure string) {
 			return fmt.Sprintf("after %+v: %s", st, f)
 		}
 	}
-	// In the end everything arrives.
+	// In the end everything arrives: what is there already to a device that comes
+	// back, without anything that makes it look.
 	m.mem.setFailing(false)
 	time.Sleep(2 * storeRetry) // of the bubble's clock
+	for i, d := range m.devs {
+		d.view(nil)
+		m.step(step{kind: "drop", dev: i, n: 1}, window)
+		d.takeAll()
+		d.complete()
+	}
 	for _, c := range append(slices.Clone(m.convs), m.devs[0].queue, m.devs[1].queue) {
 		m.commit(im.Entry{Conv: c, From: "alice"})
 	}
 	for _, d := range m.devs {
-		d.view(nil)
-		for range 2000 {
-			d.drain()
-			synctest.Wait()
-			if !d.ack(0) {
-				break
-			}
-		}
+		d.takeAll()
 		d.complete()
 		m.d.Detach(m.ctx, d.at.Line, nil, nil)
 		for _, c := range append(slices.Clone(m.convs), d.queue) {
@@ -278,7 +281,8 @@ func runModel(ctx context.Context, window int, steps []step) (failure string) {
 
 // begin starts a server on what is stored.
 func (m *model) begin(window int) {
-	m.d = New(Options{Source: m.mem, Window: window, Workers: 2})
+	m.d = New(Options{Source: m.mem, Window: window, Workers: 2, Remember: m.remember[0]})
+	m.d.keeper.moved = m.remember[1]
 	ctx, cancel := context.WithCancel(m.ctx)
 	done := make(chan struct{})
 	d := m.d
@@ -305,6 +309,7 @@ func (m *model) step(st step, window int) {
 			m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
 		}
 	case "unheard": // a hint that never came: the next shows the gap
+		m.mem.doubt()
 		m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
 	case "big":
 		m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x"), Type: "big"})
@@ -463,9 +468,13 @@ func (d *modelDevice) attach(n int, clean bool, had map[im.ConvID]map[im.Seq]boo
 	if n&4 > 0 && !clean { // after the device's place was looked up, before it is known
 		m.mem.looked = func() { m.commit(im.Entry{Conv: m.convs[0], From: "alice", Body: []byte("x")}) }
 	}
-	at, err := m.d.Attach(m.ctx, Attachment{Key: d.key, Wire: w, Version: 5, Expiry: 1000, Clean: clean})
-	if err != nil {
-		panic(err)
+	again := Attachment{Key: d.key, Wire: w, Version: 5, Expiry: 1000, Clean: clean}
+	at, err := m.d.Attach(m.ctx, again)
+	if err != nil { // the store failed on the way: the client tries again
+		m.mem.setFailing(false)
+		if at, err = m.d.Attach(m.ctx, again); err != nil {
+			panic(err)
+		}
 	}
 	if at.Present != (known && !clean) {
 		m.faultf("%s: session present %v", d.key, at.Present)
@@ -546,6 +555,17 @@ func (d *modelDevice) ack(which int) bool {
 		m.faultf("%s: a packet id was acknowledged twice", d.key)
 	}
 	return true
+}
+
+// takeAll acknowledges until nothing comes any more.
+func (d *modelDevice) takeAll() {
+	for range 2000 {
+		d.drain()
+		synctest.Wait()
+		if !d.ack(0) {
+			return
+		}
+	}
 }
 
 func (d *modelDevice) drain() {

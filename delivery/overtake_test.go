@@ -10,7 +10,7 @@ import (
 
 // lone is a model with one device whose window is 1.
 func lone(ctx context.Context) (*model, *modelDevice) {
-	m := &model{ctx: ctx, mem: newMemory(), member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
+	m := &model{ctx: ctx, mem: newMemory(), remember: [2]int{1000, 1000}, member: true, recalled: map[im.ConvID]map[im.Seq]bool{}}
 	m.mem.setMember(modelGroup, modelUser, 0, true)
 	m.convs = []im.ConvID{im.DM("alice", modelUser), im.DM("carol", modelUser), im.GroupConv(modelGroup), im.AccountConv(modelUser)}
 	m.begin(1)

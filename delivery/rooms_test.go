@@ -21,3 +21,17 @@ func TestAUserWhoLeftEntersNoRoom(t *testing.T) {
 		t.Errorf("the room holds %d", len(s.m["team"]))
 	}
 }
+
+// TestWhoIsBackIsNotLetOut: between an offer that found no line and the letting out
+// a device may have come, which looked for rooms to go back to before that.
+func TestWhoIsBackIsNotLetOut(t *testing.T) {
+	d := New(Options{Source: newMemory()})
+	l := &Line{d: d, key: im.DeviceKey{User: "bob", Device: "phone"}}
+	d.register(l)
+	d.enter("team", l.user)
+	d.letIn(l.user)
+	d.letOut("team", []*userLines{l.user})
+	if room := d.rooms[shard(im.GroupID("team"))].m["team"]; len(room) != 1 || len(l.user.rooms.out) > 0 {
+		t.Errorf("bob was let out: %v, %v", room, l.user.rooms.out)
+	}
+}

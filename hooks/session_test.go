@@ -81,7 +81,12 @@ func TestRevokedBeforeTheSessionStarts(t *testing.T) {
 	waitGone(t, lines, bob)
 	told := make(chan error, 1)
 	st.Append(&store.Append{Entry: im.Entry{Conv: im.DM("alice", "bob"), From: "alice", Device: "d", Body: []byte("not for you any more")},
-		Done: func(a *store.Append) { told <- a.Err }})
+		Done: func(a *store.Append) {
+			if a.Err == nil {
+				lines.Offer(&a.Entry)
+			}
+			told <- a.Err
+		}})
 	if err := <-told; err != nil {
 		t.Fatal(err)
 	}
