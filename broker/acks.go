@@ -141,11 +141,13 @@ func (c *Conn) appendAck(dst []byte, typ byte, p *Pending) []byte {
 }
 
 // Settle waits until everything that was begun is finished, or the connection ends.
-func (c *Conn) Settle() {
+// within tells that it is called for a publish, which is not waited for: the last
+// that was begun.
+func (c *Conn) Settle(within bool) {
 	a := &c.acks
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.head != nil && a.head != a.tail && !a.closed && !a.stopped {
+	for a.head != nil && !(within && a.head == a.tail) && !a.closed && !a.stopped {
 		a.cond.Wait()
 	}
 }

@@ -258,7 +258,7 @@ func (s *session) Flush() {
 // settle waits until everything this connection has published is committed.
 func (s *session) settle() {
 	s.Flush()
-	s.c.Settle()
+	s.c.Settle(true)
 }
 
 // Committed is the way back from the log.

@@ -21,6 +21,8 @@ func (s *session) Subscribe(pk *packets.Packet) error {
 		sub    store.Subscription
 		isNew  bool
 	}
+	s.Flush()
+	s.c.Settle(false) // a retained message that was published before comes with the others
 	codes := make([]byte, 0, len(pk.Filters))
 	presence := false
 	var plain []granted
@@ -119,6 +121,7 @@ func unstop(subs []store.Subscription, f im.Filter) []store.Subscription {
 
 // Unsubscribe takes an UNSUBSCRIBE. Exactly dm/+, g/+ … stop those IM topics.
 func (s *session) Unsubscribe(pk *packets.Packet) error {
+	s.Flush()
 	codes := make([]byte, 0, len(pk.Filters))
 	subs := slices.Clone(s.subs)
 	for _, f := range pk.Filters {
@@ -148,7 +151,6 @@ func (s *session) Unsubscribe(pk *packets.Packet) error {
 
 // save stores the session's subscriptions before they are acknowledged.
 func (s *session) save(subs []store.Subscription) error {
-	s.Flush()
 	ctx, cancel := s.ctx()
 	defer cancel()
 	if err := s.g.opt.Delivery.SaveSession(ctx, s.line, subs); err != nil {

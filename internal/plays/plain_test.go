@@ -109,6 +109,31 @@ func TestPlainIsOrdinaryMQTT(t *testing.T) {
 	last.Quiet()
 }
 
+// TestASubscriptionSeesWhatWasPublishedBeforeIt: on the same connection, in the same
+// burst, whatever the QoS.
+func TestASubscriptionSeesWhatWasPublishedBeforeIt(t *testing.T) {
+	h := plainHouse(t)
+	d := h.Person("alice").Connect("lamp", func(o *connectOptions) { o.expiry = 0 })
+	for i, qos := range []byte{0, 1, 0, 1} {
+		topic := fmt.Sprintf("open/%d", i)
+		var burst bytes.Buffer
+		pk := packets.Packet{ProtocolVersion: V5, FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: qos, Retain: true}, TopicName: topic, Payload: []byte("on"), PacketID: uint16(100+i) * uint16(qos)}
+		if err := pk.PublishEncode(&burst); err != nil {
+			t.Fatal(err)
+		}
+		pk = packets.Packet{ProtocolVersion: V5, FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, PacketID: uint16(200 + i), Filters: packets.Subscriptions{{Filter: topic, Qos: 1}}}
+		if err := pk.SubscribeEncode(&burst); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Raw(burst.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+		if g := d.Expect(topic, "on"); !g.Retain {
+			t.Errorf("%+v", g)
+		}
+	}
+}
+
 // TestEveryRetainedMessageComes: as many as there are, to readers fast and slow, and
 // none that was replaced while it waited.
 func TestEveryRetainedMessageComes(t *testing.T) {
