@@ -322,6 +322,14 @@ func (a *Auth) grant(ctx context.Context, u store.User, now time.Time, device im
 	if err != nil {
 		return Grant{}, err
 	}
+	// The login may have ended while its token was stored: it is remembered first and
+	// its tokens dropped then, so one of the two sees the other.
+	if a.revoked.has(family) {
+		if err := a.st.DropTokens(ctx, u.ID, func(t store.Token) bool { return t.Family != family }); err != nil {
+			return Grant{}, err
+		}
+		return Grant{}, errCredentials
+	}
 	if a.grants.Add(1)%pruneEvery == 0 {
 		ms := now.UnixMilli()
 		if err := a.st.DropTokens(ctx, u.ID, func(t store.Token) bool { return t.Expires > ms }); err != nil {

@@ -603,6 +603,30 @@ func TestWhatWasUnderWayDoesNotOutliveAPassword(t *testing.T) {
 	change("new-horse-2", "new-horse-3")()
 }
 
+// A refresh that is under way while its login ends gives nothing that is good once
+// the end of the login need not be remembered any more.
+func TestARefreshDoesNotOutliveItsLogout(t *testing.T) {
+	d := newDesk(t)
+	h := &hooked{Store: d.st}
+	d.Auth.st = h
+	g := d.login()
+	id, err := d.CheckToken(ctx, g.Token)
+	d.ok(err, "login")
+	h.putToken = func() { d.ok(d.Logout(ctx, id), "logout") }
+	next, err := d.Refresh(ctx, g.RefreshToken)
+	d.want(im.Unauthorized, err, "the refresh")
+	n := 0
+	d.ok(d.st.DropTokens(ctx, "alice", func(store.Token) bool { n++; return true }), "count")
+	if n > 0 {
+		t.Errorf("%d refresh tokens of the ended login are in the store", n)
+	}
+	d.pass(time.Hour)
+	if next.RefreshToken != "" {
+		_, err = d.Refresh(ctx, next.RefreshToken)
+		d.want(im.Unauthorized, err, "what the refresh gave, an hour later")
+	}
+}
+
 // Revoked stays revoked whatever the clock does: here it was an hour ahead when the
 // credentials were issued, and right when they were revoked.
 func TestRevokedWhileTheClockWasAhead(t *testing.T) {
