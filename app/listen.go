@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/parley-im/parley/broker"
 	"github.com/parley-im/parley/configs"
@@ -84,8 +85,27 @@ func (a *App) listenHTTP() error {
 		}
 		nl = tls.NewListener(nl, cert.Config())
 	}
-	a.serveHTTP(httpapi.NewServer(cfg.HTTP.Addr, h, a.log), nl)
+	srv := httpapi.NewServer(cfg.HTTP.Addr, h, a.log)
+	srv.ConnState = bounded(int64(cfg.HTTP.MaxConnections), func() { a.metrics.rejected.WithLabelValues("max_connections").Inc() })
+	a.serveHTTP(srv, nl)
 	return nil
+}
+
+// bounded closes connections above a number: they cost descriptors, which the
+// store needs too. One that became a WebSocket is MQTT's, and counted there.
+func bounded(most int64, rejected func()) func(net.Conn, http.ConnState) {
+	var open atomic.Int64
+	return func(c net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			if open.Add(1) > most {
+				rejected()
+				_ = c.Close() // StateClosed follows
+			}
+		case http.StateClosed, http.StateHijacked:
+			open.Add(-1)
+		}
+	}
 }
 
 func (a *App) listenMetrics() error {

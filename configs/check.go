@@ -34,7 +34,7 @@ func (c *Config) check(where map[string]string) Faults {
 			fault(key, "%s", err)
 		}
 	}
-	for key, n := range map[string]int{"mqtt.max_connections": c.MQTT.MaxConnections, "sessions.max_per_user": c.Sessions.MaxPerUser, "limits.burst": c.Limits.Burst,
+	for key, n := range map[string]int{"mqtt.max_connections": c.MQTT.MaxConnections, "http.max_connections": c.HTTP.MaxConnections, "sessions.max_per_user": c.Sessions.MaxPerUser, "limits.burst": c.Limits.Burst,
 		"limits.subscriptions": c.Limits.Subscriptions, "limits.group_members": c.Limits.GroupMembers, "limits.groups": c.Limits.Groups, "limits.friends": c.Limits.Friends,
 		"limits.requests_burst": c.Limits.RequestsBurst, "limits.address_burst": c.Limits.AddressBurst, "limits.registrations_burst": c.Limits.RegistrationsBurst} {
 		want(n >= 1, key, "it is at least 1, not %d", n)

@@ -52,6 +52,7 @@ type HTTP struct {
 	Key            string   `yaml:"key" help:"private key, PEM"`
 	Origins        []string `yaml:"origins" help:"origins besides our own whose pages may call, such as https://chat.example.org"`
 	TrustedProxies []string `yaml:"trusted_proxies" help:"networks whose X-Forwarded-For is believed"`
+	MaxConnections int      `yaml:"max_connections" help:"connections at once, idle ones too; WebSocket is not counted here"`
 }
 
 // Metrics configures the operator's listener.
@@ -242,7 +243,7 @@ func Defaults() Config {
 		Registration: "auto",
 		MQTT: MQTT{Addr: "127.0.0.1:1883", TLS: TLS{Addr: "off"}, MaxConnections: 100_000, MaxPerIP: 0, ConnectTimeout: 10 * time.Second,
 			WriteTimeout: 30 * time.Second, KeepAliveMax: 0, ReceiveMaximum: 1024, Window: 256},
-		HTTP:     HTTP{Addr: "127.0.0.1:8080"},
+		HTTP:     HTTP{Addr: "127.0.0.1:8080", MaxConnections: 100_000},
 		Metrics:  Metrics{Addr: "127.0.0.1:9090"},
 		Push:     Push{Run: PushServe, WorkerAddr: "127.0.0.1:9091", Lease: 30 * time.Second, Privacy: "sender", GraceOnline: 4 * time.Second, GraceActive: 20 * time.Second, LargeGroup: 100, TTL: 24 * time.Hour, SealedTypes: []string{"application/vnd.parley.sealed"}},
 		Store:    Store{URI: "embedded", Cache: 64 << 20, MinFree: 64 << 20, Dedupe: 4 * 24 * time.Hour, Timeout: 10 * time.Second, Seat: 10 * time.Second},

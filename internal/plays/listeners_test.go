@@ -193,6 +193,45 @@ func TestWebSocketHandshake(t *testing.T) {
 	}
 }
 
+// TestHTTPConnectionsAreBounded: idle ones, too, and those of WebSocket are MQTT's.
+func TestHTTPConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	h := Open(t, "--http.max-connections=3")
+	alice := h.Person("alice")
+	http.DefaultClient.CloseIdleConnections()
+	open := func() net.Conn {
+		nc, err := net.Dial("tcp", h.HTTP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = nc.Close() })
+		_ = nc.SetDeadline(time.Now().Add(patience))
+		return nc
+	}
+	answers := func(nc net.Conn) bool {
+		if _, err := nc.Write([]byte("GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
+			return false
+		}
+		n, _ := nc.Read(make([]byte, 12))
+		return n > 0
+	}
+	var held []net.Conn
+	for range 3 {
+		nc := open()
+		for !answers(nc) { // until the server has noticed that those before are gone
+			nc = open()
+		}
+		held = append(held, nc)
+	}
+	if answers(open()) {
+		t.Error("a fourth connection is served")
+	}
+	alice.Connect("phone").Publish("dm/alice", "MQTT is not HTTP")
+	_ = held[0].Close()
+	for !answers(open()) {
+	}
+}
+
 func TestOperatorsListener(t *testing.T) {
 	h, alice, _ := stage(t)
 	alice.Connect("phone").Publish("dm/bob", "counted")
