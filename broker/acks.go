@@ -103,7 +103,7 @@ func (c *Conn) Finish(p *Pending, code byte, reason string, seq uint64, ts int64
 	if a.head == nil {
 		a.tail = nil
 	}
-	c.out.kick()
+	c.out.answer()
 	c.out.mu.Unlock()
 	a.cond.Broadcast()
 }

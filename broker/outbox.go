@@ -25,6 +25,7 @@ type outbox struct {
 	buf      []byte
 	flushing bool
 	marked   bool // somebody was told Full and waits for Writable
+	urgent   bool // buf has more than deliveries: somebody waits for an answer
 	ended    bool // nothing is appended any more; the flusher closes the socket
 	dead     bool // the socket is gone
 	closing  chan struct{}
@@ -58,7 +59,7 @@ func (o *outbox) write(b []byte) {
 	}
 	o.grow()
 	o.buf = append(o.buf, b...)
-	o.kick()
+	o.answer()
 }
 
 // grow takes a buffer from the pool for the first bytes of a burst.
@@ -66,6 +67,13 @@ func (o *outbox) grow() {
 	if o.buf == nil {
 		o.buf = *writePool.Get().(*[]byte)
 	}
+}
+
+// answer sees to it that what was appended, which somebody waits for, is written
+// before deliveries are. Caller holds mu.
+func (o *outbox) answer() {
+	o.urgent = true
+	o.kick()
 }
 
 // kick starts the flusher if there is something to write. Caller holds mu.
@@ -83,82 +91,6 @@ func (o *outbox) kick() {
 	}
 }
 
-// batch collects the outboxes that got something while a commit is announced,
-// so that each is written once, by few goroutines: starting one, and waking a
-// second processor, costs more than a write.
-type batch struct {
-	mu   sync.Mutex
-	open bool
-	full []*herd
-	last *herd // being filled, or nil
-}
-
-// herd is outboxes that one goroutine writes, one after the other.
-type herd struct {
-	n    int
-	list [16]*outbox
-}
-
-var herds = sync.Pool{New: func() any { return new(herd) }}
-
-// add reports false if no commit is being announced.
-func (b *batch) add(o *outbox) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.open {
-		return false
-	}
-	if b.last == nil {
-		b.last = herds.Get().(*herd)
-	}
-	h := b.last
-	h.list[h.n] = o
-	if h.n++; h.n == len(h.list) {
-		b.full, b.last = append(b.full, h), nil
-	}
-	return true
-}
-
-// Hold makes what is written from now on wait for Release. The store's announcer
-// calls both, around the outcomes of one commit.
-func (b *Broker) Hold() {
-	b.batch.mu.Lock()
-	b.batch.open = true
-	b.batch.mu.Unlock()
-}
-
-// fewOutboxes is up to how many the announcing goroutine writes itself; more
-// are worth a second processor.
-const fewOutboxes = 8
-
-// Release writes what Hold kept. It never waits for a socket.
-func (b *Broker) Release() {
-	b.batch.mu.Lock()
-	b.batch.open = false
-	full, last := b.batch.full, b.batch.last
-	b.batch.full, b.batch.last = nil, nil
-	b.batch.mu.Unlock()
-	for _, h := range full {
-		go h.flush()
-	}
-	switch {
-	case last == nil:
-	case len(full) == 0 && last.n <= fewOutboxes:
-		last.flush()
-	default:
-		go last.flush()
-	}
-}
-
-func (h *herd) flush() {
-	for i, o := range h.list[:h.n] {
-		o.flushNow()
-		h.list[i] = nil
-	}
-	h.n = 0
-	herds.Put(h)
-}
-
 // maxTurns is how often flushNow writes what came while it wrote: then it is the
 // turn of the others in its herd.
 const maxTurns = 4
@@ -173,7 +105,7 @@ func (o *outbox) flushNow() {
 			break
 		}
 		buf := o.buf
-		o.buf = nil
+		o.buf, o.urgent = nil, false
 		if len(buf) == 0 {
 			o.flushing = false
 			o.idle.Broadcast()
@@ -235,7 +167,7 @@ func (o *outbox) flush() {
 	for {
 		o.mu.Lock()
 		buf := o.buf
-		o.buf = nil
+		o.buf, o.urgent = nil, false
 		if len(buf) == 0 {
 			if o.marked && !o.ended { // flushNow wrote it all
 				o.marked = false
