@@ -575,6 +575,12 @@ func (d *Device) Unsubscribe(filter string) {
 	d.wait(packets.Unsuback, id)
 }
 
+// Reauthenticate renews the token of the connection.
+func (d *Device) Reauthenticate(token string) {
+	_ = d.write(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Auth}, ReasonCode: 0x19,
+		Properties: packets.Properties{AuthenticationMethod: "token", AuthenticationData: []byte(token)}})
+}
+
 // Leave says DISCONNECT and waits for the server to close.
 func (d *Device) Leave() {
 	d.t.Helper()

@@ -70,6 +70,103 @@ func TestTheSameFor311(t *testing.T) {
 	}
 }
 
+// TestADeviceIsKnownByItsCursor: over versions of MQTT, without a session, after a clean
+// start, with what it stopped and lowered.
+func TestADeviceIsKnownByItsCursor(t *testing.T) {
+	_, alice, bob := stage(t)
+	a := alice.Connect("phone")
+	none := func(o *connectOptions) { o.expiry = 0 }
+	b := bob.Connect("phone", v311, clean)
+	for i, how := range []option{v311, func(*connectOptions) {}, v311, none, none, v311} {
+		b.Leave()
+		a.Publish("dm/bob", fmt.Sprint("missed ", i))
+		b = bob.Connect("phone", how)
+		if !b.Connack.SessionPresent {
+			t.Errorf("return %d: no session present", i)
+		}
+		if g := b.Next(); g.Topic != "dm/alice" || !strings.Contains(g.Body, fmt.Sprint("missed ", i)) || g.Dup {
+			t.Errorf("return %d: %+v", i, g)
+		}
+		b.Quiet()
+	}
+	b.Subscribe("g/+", 0)
+	b.Unsubscribe("dm/+")
+	a.Publish("dm/bob", "stopped")
+	b.Quiet()
+	b.Leave()
+	b = bob.Connect("phone") // it goes on so
+	a.Publish("g/"+alice.Group("team", bob), "hi")
+	for range 2 { // its first entry, and this
+		if g := b.NextOf(func(pk packets.Packet) bool { return strings.HasPrefix(pk.TopicName, "g/") }); g.QoS != 0 {
+			t.Errorf("%s at QoS %d", g.Topic, g.QoS)
+		}
+	}
+	b.Await("me/group-added")
+	b.Quiet()
+	b.Subscribe("dm/+", 1)
+	b.Expect("dm/alice", "stopped")
+	// At QoS 0 what was written is acknowledged, and does not come again.
+	b.Drop()
+	b = bob.Connect("phone")
+	a.Publish("dm/bob", "last")
+	b.Expect("dm/alice", "last")
+}
+
+// TestWhoWasPutOutWhileAway: the session it comes back with has nothing of the group
+// any more, and later nothing of the time it was not there.
+func TestWhoWasPutOutWhileAway(t *testing.T) {
+	_, alice, bob := stage(t)
+	a, b := alice.Connect("phone"), bob.Connect("phone")
+	g := alice.Group("team", bob)
+	b.Await("g/" + g)
+	b.Await("me/group-added")
+	b.Leave()
+	a.Publish("g/"+g, "not read in time")
+	alice.must(http.StatusNoContent, "DELETE", "/v1/groups/"+g+"/members/bob", nil, nil)
+	a.Publish("g/"+g, "among us")
+	b = bob.Connect("phone")
+	b.Await("me/group-removed")
+	a.Publish("g/"+g, "live")
+	b.Quiet()
+	b.Leave()
+	alice.must(http.StatusOK, "PUT", "/v1/groups/"+g+"/members/bob", map[string]any{}, nil)
+	a.Publish("g/"+g, "welcome back")
+	b = bob.Connect("phone")
+	if ev := b.Await("g/" + g); ev.Props["event"] != "member-added" {
+		t.Errorf("%+v", ev)
+	}
+	if m := b.Await("g/" + g); m.Body != "welcome back" {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestAccountEventsWaitForTheDevice: they are a log with seq, in one order.
+func TestAccountEventsWaitForTheDevice(t *testing.T) {
+	h, alice, bob := stage(t)
+	carol := h.Person("carol")
+	phone, old := bob.Connect("phone"), bob.Connect("old", v311)
+	phone.Leave()
+	old.Leave()
+	carol.must(http.StatusOK, "PUT", "/v1/friends/bob", map[string]any{"message": "it's me"}, nil)
+	bob.must(http.StatusOK, "PUT", "/v1/friends/carol", nil, nil)
+	alice.must(http.StatusNoContent, "DELETE", "/v1/friends/bob", nil, nil)
+	for _, d := range []*Device{bob.Connect("phone"), bob.Connect("old", v311)} {
+		last := uint64(0)
+		for _, want := range []string{`me/friend-request "user":"carol","message":"it's me"}`, `me/friend-accepted "user":"carol"}`, `me/friend-removed "user":"alice"}`} {
+			g := d.Next()
+			topic, body, _ := strings.Cut(want, " ")
+			if g.Topic != topic || !strings.HasPrefix(g.Body, fmt.Sprintf(`{"seq":%d,"ts":`, g.Seq())) || !strings.HasSuffix(g.Body, ","+body) || g.QoS != 1 {
+				t.Errorf("got %s %s, want %s", g.Topic, g.Body, want)
+			}
+			if last > 0 && g.Seq() != last+1 {
+				t.Errorf("after seq %d comes %d", last, g.Seq())
+			}
+			last = g.Seq()
+		}
+		d.Quiet()
+	}
+}
+
 func TestWhatWasNotAcknowledgedComesAgain(t *testing.T) {
 	_, alice, bob := stage(t)
 	a := alice.Connect("phone")
@@ -178,11 +275,25 @@ func TestConnecting(t *testing.T) {
 			}
 		}
 	}
-	if d := alice.Connect("bad id!", anyCode); d.Connack.ReasonCode != 0x85 {
-		t.Errorf("a bad client id: 0x%02x", d.Connack.ReasonCode)
+	for _, bad := range []string{"bad id!", strings.Repeat("x", 65)} {
+		if d := alice.Connect(bad, anyCode); d.Connack.ReasonCode != 0x85 {
+			t.Errorf("a bad client id: 0x%02x", d.Connack.ReasonCode)
+		}
+		if d := alice.Connect(bad, anyCode, v311); d.Connack.ReasonCode != 2 {
+			t.Errorf("a bad client id, 3.1.1: %d", d.Connack.ReasonCode)
+		}
 	}
-	if d := alice.Connect("", clean); d.Connack.Properties.AssignedClientID == "" {
+	assigned := alice.Connect("").Connack.Properties.AssignedClientID
+	if assigned == "" {
 		t.Error("no Assigned Client Identifier")
+	} else if d := alice.Connect(assigned); !d.Connack.SessionPresent {
+		t.Error("a device whose id was assigned does not return")
+	}
+	if d := alice.Connect("", clean, v311); d.Publish("dm/bob", "from nowhere").Code != 0 {
+		t.Error("3.1.1: an empty client id with Clean Session 1")
+	}
+	if d := alice.Connect("", v311, anyCode); d.Connack.ReasonCode != 2 { // [MQTT-3.1.3-8]
+		t.Errorf("3.1.1: an empty client id with Clean Session 0: %d", d.Connack.ReasonCode)
 	}
 	if d := alice.Connect("x", anyCode, func(o *connectOptions) { o.method = "SCRAM" }); d.Connack.ReasonCode != 0x8C {
 		t.Errorf("an unknown authentication method: 0x%02x", d.Connack.ReasonCode)
@@ -193,15 +304,11 @@ func TestConnecting(t *testing.T) {
 	if d.Connack.Properties.AuthenticationMethod != "token" {
 		t.Errorf("CONNACK without the method")
 	}
-	renew := func(token string) {
-		_ = d.write(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Auth}, ReasonCode: 0x19,
-			Properties: packets.Properties{AuthenticationMethod: "token", AuthenticationData: []byte(token)}})
-	}
-	renew(alice.Login())
+	d.Reauthenticate(alice.Login())
 	if pk := d.wait(packets.Auth, 0); pk.ReasonCode != 0 {
 		t.Errorf("AUTH 0x%02x", pk.ReasonCode)
 	}
-	renew(bob.Token)
+	d.Reauthenticate(bob.Token)
 	if code := d.Gone(); code != 0x87 {
 		t.Errorf("re-authentication as somebody else: 0x%02x", code)
 	}
@@ -239,10 +346,40 @@ func TestDisabledAndTooManyTries(t *testing.T) {
 
 func TestTokensExpire(t *testing.T) {
 	t.Parallel()
-	h := Open(t, "--auth.token-ttl", "2s")
+	h := Open(t, "--auth.token-ttl", "2s", "--limits.off=true")
 	alice := h.Person("alice")
-	d := alice.Connect("phone")
-	if code := d.Gone(); code != 0x87 {
+	old := alice.Token
+	token := func(o *connectOptions) { o.username, o.password, o.method, o.data = "", "", "token", old }
+	phone, renewed := alice.Connect("phone"), alice.Connect("renewed", token)
+	gone := func() bool {
+		phone.mu.Lock()
+		defer phone.mu.Unlock()
+		return phone.ended
+	}
+	for !gone() {
+		renewed.Reauthenticate(alice.Login())
+		if pk := renewed.wait(packets.Auth, 0); pk.ReasonCode != 0 {
+			t.Fatalf("AUTH 0x%02x", pk.ReasonCode)
+		}
+	}
+	if code := phone.Gone(); code != 0x87 {
+		t.Errorf("DISCONNECT 0x%02x", code)
+	}
+	// It lives as long as the token it has now, whatever it came with.
+	if out := renewed.Publish("dm/alice", "still here"); out.Code != 0 {
+		t.Errorf("%+v", out)
+	}
+	for _, how := range []option{token, func(o *connectOptions) { o.password = old }} {
+		if d := alice.Connect("late", how, anyCode); d.Connack.ReasonCode != 0x86 {
+			t.Errorf("with an expired token: 0x%02x", d.Connack.ReasonCode)
+		}
+	}
+	other := alice.Connect("other")
+	other.Reauthenticate(alice.Token)
+	if code := other.Gone(); code != 0x82 {
+		t.Errorf("AUTH on a connection made without it: 0x%02x", code)
+	}
+	if code := renewed.Gone(); code != 0x87 {
 		t.Errorf("DISCONNECT 0x%02x", code)
 	}
 }
