@@ -103,7 +103,7 @@ func TestADeviceIsKnownByItsCursor(t *testing.T) {
 	}
 	b.Await("me/group-added")
 	b.Quiet()
-	b.Subscribe("dm/+", 1)
+	b.Subscribe("dm/+", 0)
 	b.Expect("dm/alice", "stopped")
 	// At QoS 0 what was written is acknowledged, and does not come again.
 	b.Drop()
