@@ -215,6 +215,7 @@ type courier struct {
 // carrier is what delivery does for chat.
 type carrier interface {
 	Offer(e *im.Entry)
+	Wake(conv im.ConvID, seq im.Seq)
 	Ephemeral(ev im.Ephemeral)
 	Read(conv im.ConvID, user im.UserID, device im.DeviceID, seq im.Seq)
 	Joined(g im.GroupID, user im.UserID, start im.Seq)

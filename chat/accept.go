@@ -110,7 +110,11 @@ func (c *Chat) Submit(as ...*store.Append) { c.st.Append(as...) }
 // done runs on the store's goroutine, in commit order: the courier first, so
 // that whoever is told of the commit can rely on delivery being under way.
 func (c *Chat) done(a *store.Append) {
-	if a.Err == nil && !a.Dup && !a.NoEntry {
+	switch {
+	case a.Err != nil || a.NoEntry:
+	case a.Dup: // the first try may have seemed to fail; its acknowledgement is ours
+		c.opt.Courier.Wake(a.Entry.Conv, a.Entry.Seq)
+	default:
 		c.opt.Courier.Offer(&a.Entry)
 	}
 	if o, ok := a.Owner.(Committed); ok {

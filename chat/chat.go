@@ -14,6 +14,9 @@ type Courier interface {
 	// Offer passes on a committed entry. Calls for one conversation come in seq
 	// order, without holes.
 	Offer(e *im.Entry)
+	// Wake tells that conv has an entry seq which may never have been offered. It may
+	// be told of any that was, too.
+	Wake(conv im.ConvID, seq im.Seq)
 	// Ephemeral passes on a typing or signal: to devices online now, never stored.
 	Ephemeral(ev im.Ephemeral)
 	// Read tells that user has read conv up to seq.

@@ -197,6 +197,12 @@ func (m *mail) Read(conv im.ConvID, u im.UserID, d im.DeviceID, seq im.Seq) {
 	m.calls = append(m.calls, fmt.Sprintf("read %s %s/%s %d", conv, u, d, seq))
 }
 
+func (m *mail) Wake(conv im.ConvID, seq im.Seq) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls = append(m.calls, fmt.Sprintf("wake %s %d", conv, seq))
+}
+
 func (m *mail) Ephemeral(im.Ephemeral) {}
 
 // reached returns what u got, as "event body", of conv; all logs if it is "".

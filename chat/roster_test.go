@@ -413,3 +413,20 @@ func BenchmarkMayGroup(b *testing.B) {
 		}
 	})
 }
+
+// TestARepeatedMessageWakes: of one that is in the log already nothing is offered,
+// but it may be the first that is told of it.
+func TestARepeatedMessageWakes(t *testing.T) {
+	h := newHouse(t, Options{})
+	h.friends("alice", "bob")
+	seq := h.say("alice", "dm/bob/id/1", "x")
+	h.mail.mu.Lock()
+	h.mail.calls = nil
+	h.mail.mu.Unlock()
+	again := h.say("alice", "dm/bob/id/1", "x")
+	h.mail.mu.Lock()
+	defer h.mail.mu.Unlock()
+	if want := fmt.Sprintf("wake %s %d", im.DM("alice", "bob"), seq); again != seq || len(h.mail.calls) != 1 || h.mail.calls[0] != want {
+		t.Errorf("seq %d and %d, calls %q, want %q", seq, again, h.mail.calls, want)
+	}
+}

@@ -466,7 +466,7 @@ func (d *Delivery) retire(ctx context.Context, l *Line, remember bool) bool {
 // may have. Caller holds mu.
 func (l *Line) owes() (convs []im.ConvID) {
 	for _, t := range l.tracks {
-		if !t.resolved || t.behind || t.acked < max(t.sent, t.upTo) {
+		if !t.resolved || t.behind || t.look || t.acked < max(t.sent, t.upTo) {
 			convs = append(convs, t.conv)
 		}
 	}

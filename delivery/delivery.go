@@ -183,6 +183,19 @@ func (d *Delivery) Offer(e *im.Entry) {
 	}
 }
 
+// Wake tells that conv has an entry seq which may never have been offered: a commit
+// that seemed to fail had it, and was repeated. Whoever is to get it looks. That
+// there is one at seq is not relied on.
+func (d *Delivery) Wake(conv im.ConvID, seq im.Seq) {
+	for _, u := range d.parties(conv) {
+		u.each(conv, func(l *Line) {
+			if q := conv.QueueDevice(); q == "" || q == l.key.Device {
+				l.wake(conv, seq)
+			}
+		})
+	}
+}
+
 func (d *Delivery) offerUser(user im.UserID, p *Parcel) {
 	if u := d.online(user); u != nil {
 		u.offer(p)

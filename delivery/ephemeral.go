@@ -55,6 +55,10 @@ func (d *Delivery) Read(conv im.ConvID, user im.UserID, device im.DeviceID, seq 
 // parties returns the conversation's users who have lines or stay.
 func (d *Delivery) parties(conv im.ConvID) (us []*userLines) {
 	switch conv.Kind() {
+	case im.KindAccount, im.KindQueue:
+		if u := d.online(conv.Owner()); u != nil {
+			us = append(us, u)
+		}
 	case im.KindDM:
 		a, b := conv.Pair()
 		if u := d.online(a); u != nil {

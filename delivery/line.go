@@ -82,6 +82,7 @@ type track struct {
 	resolved bool     // sent and acked are known
 	behind   bool     // in Line.behind or in the hands of the pump
 	stopped  bool     // unsubscribed: nothing is written
+	look     bool     // there may be more than upTo: the pump reads until nothing comes
 	dirty    bool     // acked moved since the last flush
 	qos      byte
 	recalls  uint        // offered: what was read before the last one is not to be written
@@ -119,6 +120,23 @@ func (l *Line) offer(p *Parcel) {
 	if !l.started || !t.resolved || p.Seq != t.sent+1 || !l.write(t, p) {
 		l.fallBehind(t)
 	}
+}
+
+// wake has the pump look for what may be in the log and was not offered, seq at
+// least, unless the line has heard of it.
+func (l *Line) wake(conv im.ConvID, seq im.Seq) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	t := l.track(conv)
+	if seq <= t.upTo || (t.resolved && seq <= t.sent) {
+		return
+	}
+	t.look = true
+	t.ready, t.recalls = nil, t.recalls+1 // what was read before is not all; it may be a recall
+	l.fallBehind(t)
 }
 
 // track returns the line's track of conv, an unresolved one if it is new.
@@ -373,7 +391,7 @@ func (l *Line) writeChunk(t *track) bool {
 		t.ready = t.ready[1:]
 	}
 	t.ready = nil
-	t.behind = t.sent < t.upTo
+	t.behind = t.sent < t.upTo || t.look
 	return true
 }
 
@@ -472,7 +490,7 @@ func (l *Line) writeVolatile(w waiting, qos byte) Outcome {
 // catchUp hands the tracks that have something left over to the pump. Caller holds mu.
 func (l *Line) catchUp() {
 	for _, t := range l.tracks {
-		if !t.resolved || t.upTo > t.sent {
+		if !t.resolved || t.look || t.upTo > t.sent {
 			l.fallBehind(t)
 		}
 	}
@@ -486,15 +504,19 @@ func (l *Line) SetView(v View) {
 	l.view = v
 	l.sent.Store(v.Sent)
 	l.watch()
+	var again []*track // for later: something is written then, by what all tracks are now
 	for _, t := range l.tracks {
 		was := t.stopped
 		t.qos, t.stopped = v.Conv(t.conv, l.key.User)
 		if t.stopped && !was {
 			l.rest(t)
 		}
-		if was && !t.stopped && (!t.resolved || t.upTo > t.sent) {
-			l.fallBehind(t)
+		if was && !t.stopped && (!t.resolved || t.look || t.upTo > t.sent) {
+			again = append(again, t)
 		}
+	}
+	for _, t := range again {
+		l.fallBehind(t)
 	}
 }
 

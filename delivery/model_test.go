@@ -50,7 +50,7 @@ type step struct {
 }
 
 var stepKinds = []string{"commit", "commit", "commit", "ack", "ack", "ack", "full", "drain", "drop", "takeover", "clean", "crash", "flush",
-	"fail", "heal", "own", "join", "leave", "view", "big", "recall", "note", "unheard"}
+	"fail", "heal", "own", "join", "leave", "view", "big", "recall", "note", "unheard", "repeated"}
 
 func drawStep(rt *rapid.T) step {
 	return step{
@@ -311,6 +311,13 @@ func (m *model) step(st step, window int) {
 	case "unheard": // a hint that never came: the next shows the gap
 		m.mem.doubt()
 		m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
+	case "repeated": // it was not offered, and then its commit was repeated
+		x := m.mem.append(im.Entry{Conv: conv, From: "alice", Body: []byte("x")})
+		m.d.Wake(conv, x.Seq-im.Seq(st.m%2)) // one before may be what is repeated
+		if st.m%2 == 1 {
+			m.d.Wake(conv, x.Seq)
+		}
+		m.d.Wake(conv, x.Seq+im.Seq(st.m)) // of another conversation
 	case "big":
 		m.commit(im.Entry{Conv: conv, From: "alice", Body: []byte("x"), Type: "big"})
 	case "own": // it needs no copy; the other device does

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 
 	"github.com/parley-im/parley/im"
+	"github.com/parley-im/parley/store"
 )
 
 // lone is a model with one device whose window is 1.
@@ -120,4 +121,28 @@ func TestAJoinOvertakesALeaveThatThePumpFound(t *testing.T) {
 			t.Errorf("back %v: %s", m.member, m.found())
 		}
 	})
+}
+
+// TestAViewChangesAtOnce: what one conversation gets because it is wanted again is
+// not written by the old view of another, whose entries would count as unwanted.
+func TestAViewChangesAtOnce(t *testing.T) {
+	for range 20 { // of the orders that a map has
+		synctest.Test(t, func(t *testing.T) {
+			m, d := lone(t.Context())
+			defer func() { m.stop() }()
+			d.view([]store.Subscription{{Filter: "dm/+", QoS: Stop}})
+			m.commit(im.Entry{Conv: m.convs[0], From: "alice"})
+			for range 3 {
+				m.mem.append(im.Entry{Conv: m.convs[3]})
+			}
+			m.commit(im.Entry{Conv: m.convs[3]}) // the pump reads four, and the window takes one
+			synctest.Wait()
+			d.view([]store.Subscription{{Filter: "me/+", QoS: Stop}})
+			d.view(nil)
+			d.takeAll()
+			if d.complete(); m.found() != "" {
+				t.Error(m.found())
+			}
+		})
+	}
 }

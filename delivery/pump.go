@@ -98,13 +98,13 @@ func (d *Delivery) turn(ctx context.Context, l *Line) (again bool) {
 			return l.moreBehind()
 		}
 	}
-	sent, recalls := t.now(l)
+	sent, upTo, recalls := t.now(l)
 	entries, err := d.src.Range(ctx, t.conv, sent, chunkEntries, chunkBytes)
 	if err != nil {
 		d.retryLater(l, t, err)
 		return false
 	}
-	l.take(t, entries, recalls)
+	l.take(t, entries, upTo, recalls)
 	return l.moreBehind()
 }
 
@@ -134,11 +134,12 @@ func (l *Line) moreBehind() bool {
 	return more
 }
 
-// now is where the track stands, and how many recalls it has seen.
-func (t *track) now(l *Line) (sent im.Seq, recalls uint) {
+// now is where the track stands, what it knows to exist, and how many recalls it
+// has seen.
+func (t *track) now(l *Line) (sent, upTo im.Seq, recalls uint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return t.sent, t.recalls
+	return t.sent, t.upTo, t.recalls
 }
 
 // resolve reads where the device stands in the conversation. It reports false
@@ -167,7 +168,7 @@ func (d *Delivery) resolve(ctx context.Context, l *Line, t *track) (member bool,
 
 // take writes what was read as far as the window is open and keeps the rest for
 // when it opens again. If there was a recall meanwhile, it is read once more.
-func (l *Line) take(t *track, entries []*im.Entry, recalls uint) {
+func (l *Line) take(t *track, entries []*im.Entry, upTo im.Seq, recalls uint) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || t.stopped {
@@ -179,8 +180,11 @@ func (l *Line) take(t *track, entries []*im.Entry, recalls uint) {
 		return
 	}
 	if len(entries) == 0 {
-		l.skipTo(t, t.upTo) // trimmed away: there is nothing to wait for
-		t.behind = false
+		l.skipTo(t, upTo) // trimmed away: there is nothing to wait for
+		t.look = false
+		if t.behind = t.sent < t.upTo; t.behind { // offered since it was read
+			l.behind = append(l.behind, t)
+		}
 		return
 	}
 	t.ready = entries
