@@ -418,6 +418,7 @@ func BenchmarkMayGroup(b *testing.B) {
 // but it may be the first that is told of it.
 func TestARepeatedMessageWakes(t *testing.T) {
 	h := newHouse(t, Options{})
+	h.people("alice", "bob")
 	h.friends("alice", "bob")
 	seq := h.say("alice", "dm/bob/id/1", "x")
 	h.mail.mu.Lock()
