@@ -72,13 +72,8 @@ func (d *Delivery) Attach(ctx context.Context, a Attachment) (*Attached, error) 
 		}
 	}
 	out := &Attached{Line: l}
-	if known && !a.Clean {
-		lost := expired(dev.Session, now) && hasPlain(dev.Session.Subs)
-		out.Present = !lost
-		out.Session = dev.Session
-		if expired(dev.Session, now) {
-			out.Session.Subs = slices.DeleteFunc(slices.Clone(dev.Session.Subs), func(s store.Subscription) bool { return !onlyIM(s.Filter) })
-		}
+	if known && !a.Clean && !(expired(dev.Session, now) && hasPlain(dev.Session.Subs)) {
+		out.Present, out.Session = true, dev.Session
 	}
 	l.view = NewView(out.Session.Subs)
 	l.sent.Store(l.view.Sent)
@@ -513,17 +508,13 @@ func expired(s store.Session, now int64) bool {
 	return s.Ended > 0 && s.Expiry != 0xFFFFFFFF && s.Ended+int64(s.Expiry)*1000 <= now
 }
 
-func onlyIM(filter string) bool {
-	f, err := im.ParseFilter(filter)
-	if err != nil {
-		return false
-	}
-	_, plain := f.Overlaps()
-	return !plain
-}
-
+// hasPlain reports whether a subscription is of the plain space, too.
 func hasPlain(subs []store.Subscription) bool {
-	return slices.ContainsFunc(subs, func(s store.Subscription) bool { return !onlyIM(s.Filter) })
+	return slices.ContainsFunc(subs, func(s store.Subscription) bool {
+		f, err := im.ParseFilter(s.Filter)
+		_, plain := f.Overlaps()
+		return err != nil || plain
+	})
 }
 
 func readBody(user im.UserID, seq im.Seq) []byte {

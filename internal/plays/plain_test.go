@@ -222,6 +222,30 @@ func TestPlainSessionsQueueAcrossARestart(t *testing.T) {
 	b.Quiet()
 }
 
+// TestASessionThatIsOver: with its plain subscriptions go the others, as Session
+// Present says; the cursors stay.
+func TestASessionThatIsOver(t *testing.T) {
+	h := plainHouse(t)
+	alice, bob := h.Person("alice"), h.Person("bob")
+	h.Friends(alice, bob)
+	a, b := alice.Connect("lamp"), bob.Connect("phone")
+	b.Subscribe("open/#", 1)
+	b.Subscribe("dm/+", 0)
+	_ = b.write(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}, Properties: packets.Properties{SessionExpiryIntervalFlag: true}})
+	b.Gone()
+	a.Publish("open/x", "away")
+	a.Publish("dm/bob", "missed")
+	b = bob.Connect("phone")
+	if b.Connack.SessionPresent {
+		t.Error("session present")
+	}
+	a.Publish("open/x", "unsubscribed")
+	if g := b.Expect("dm/alice", "missed"); g.QoS != 1 {
+		t.Errorf("QoS %d, by a subscription that is gone", g.QoS)
+	}
+	b.Quiet()
+}
+
 func TestSharedSubscriptions(t *testing.T) {
 	h := plainHouse(t)
 	alice, bob := h.Person("alice"), h.Person("bob")
