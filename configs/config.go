@@ -250,7 +250,7 @@ func Defaults() Config {
 		Auth:     Auth{TokenTTL: 15 * time.Minute, RefreshTTL: 90 * 24 * time.Hour},
 		Sessions: Sessions{ForgetAfter: 90 * 24 * time.Hour, MaxPerUser: 1000, Remember: 500_000},
 		Limits: Limits{Message: 256 << 10, MessagesPerSecond: 100, Burst: 2000, BytesPerSecond: 16 << 20, Subscriptions: 100, GroupMembers: 10_000,
-			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50, RequestsBurst: 200, AddressPerSecond: 200, AddressBurst: 1000, RegistrationsPerSecond: 5, RegistrationsBurst: 1000},
+			Groups: 1000, Friends: 10_000, RequestsPerSecond: 50, RequestsBurst: 1000, AddressPerSecond: 200, AddressBurst: 1000, RegistrationsPerSecond: 5, RegistrationsBurst: 1000},
 		Log: Log{Level: "info", Format: "auto"},
 	}
 }

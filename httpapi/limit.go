@@ -16,7 +16,7 @@ type Limits struct {
 	AddressRate   float64 // requests a second from one address (IPv6: one /64); default 200
 	AddressBurst  int     // default 1,000
 	UserRate      float64 // operations a second by one user, over HTTP and RPC together; default 50
-	UserBurst     int     // default 200
+	UserBurst     int     // default 1,000
 	RegisterRate  float64 // new accounts a second from one address; default 5
 	RegisterBurst int     // default 1,000
 	Keys          int     // addresses and users remembered, each; default 100,000
@@ -26,7 +26,7 @@ func (l *Limits) fill() {
 	def(&l.AddressRate, 200)
 	def(&l.AddressBurst, 1000)
 	def(&l.UserRate, 50)
-	def(&l.UserBurst, 200)
+	def(&l.UserBurst, 1000)
 	def(&l.RegisterRate, 5)
 	def(&l.RegisterBurst, 1000)
 	def(&l.Keys, 100_000)
