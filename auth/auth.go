@@ -362,7 +362,7 @@ func (a *Auth) Refresh(ctx context.Context, refresh string) (Grant, error) {
 	if err != nil {
 		return Grant{}, err
 	}
-	if t.Used != 0 && now.UnixMilli()-t.Used > reuseGrace.Milliseconds() {
+	if since := now.UnixMilli() - t.Used; t.Used != 0 && max(since, -since) > reuseGrace.Milliseconds() {
 		a.log.Warn("a refresh token was used twice: its login is revoked", "user", t.User)
 		if err := a.revokeFamily(ctx, t.User, t.Family, "reuse"); err != nil {
 			return Grant{}, err
@@ -659,7 +659,7 @@ func (a *Auth) loadRevoked(ctx context.Context) error {
 // Of a user's logins, and of all, so many are remembered to have ended. Beyond
 // that the end of one ends all of that user: what was revoked stays revoked.
 const (
-	maxRevokedOfUser = 20
+	maxRevokedOfUser = 200
 	maxRevoked       = 20_000
 )
 

@@ -667,6 +667,21 @@ func TestRevokedWhileTheClockWasAhead(t *testing.T) {
 	}
 }
 
+// A used refresh token is good again for a moment, also where the clock was set back
+// since: then the moment is not longer.
+func TestReuseWhereTheClockWasSetBack(t *testing.T) {
+	d := newDesk(t)
+	g := d.login()
+	_, err := d.Refresh(ctx, g.RefreshToken)
+	d.ok(err, "refresh")
+	d.pass(-5 * time.Second)
+	_, err = d.Refresh(ctx, g.RefreshToken)
+	d.ok(err, "again, by a clock that goes back a little")
+	d.pass(-time.Hour)
+	_, err = d.Refresh(ctx, g.RefreshToken)
+	d.want(im.Unauthorized, err, "and by one that was an hour ahead")
+}
+
 // Of ended logins only so many are remembered; none of them is good again by that.
 func TestManyLogoutsForgetNone(t *testing.T) {
 	d := newDesk(t)
@@ -674,7 +689,10 @@ func TestManyLogoutsForgetNone(t *testing.T) {
 	d.ok(err, "a login that stays")
 	var ended []Grant
 	for range maxRevokedOfUser + 2 {
-		g := d.login()
+		u, at, err := d.row(ctx, "alice", d.st.User)
+		d.ok(err, "the account")
+		g, err := d.grant(ctx, u, at, "", familyOf("alice")) // a login whose password was checked
+		d.ok(err, "login")
 		id, err := d.CheckToken(ctx, g.Token)
 		d.ok(err, "login")
 		d.ok(d.Logout(ctx, id), "logout")
