@@ -289,6 +289,7 @@ func TestDiesAnywhere(t *testing.T) {
 		}
 	}
 	for _, how := range []mongotest.Action{mongotest.Drop, mongotest.LoseReply} {
+		finished := 0
 		for at := int64(1); ; at++ {
 			uri := server.Database(t)
 			s := open(t, uri, Options{})
@@ -320,6 +321,9 @@ func TestDiesAnywhere(t *testing.T) {
 				t.Fatal(e)
 			}
 			whole := errG == nil
+			if err != nil && whole && r.Doubts() > 0 {
+				finished++
+			}
 			if whole && (g.Owner != "alice" || len(ms) != 2 || len(es) != 1) || !whole && (len(ms) != 0 || len(es) != 0) {
 				t.Fatalf("%d, command %d: group %v, %d members, %d entries", how, at, errG, len(ms), len(es))
 			}
@@ -352,6 +356,9 @@ func TestDiesAnywhere(t *testing.T) {
 				t.Logf("%d commands", at-1)
 				break
 			}
+		}
+		if finished == 0 {
+			t.Errorf("%d: no transaction that nobody was told of was finished with a doubt", how)
 		}
 	}
 }
@@ -386,10 +393,14 @@ func TestAwayWithoutTraffic(t *testing.T) {
 
 func TestAway(t *testing.T) {
 	uri := server.Database(t)
-	s := open(t, uri, Options{Timeout: time.Second})
+	var ahead atomic.Int64
+	s := open(t, uri, Options{Timeout: time.Second, Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
 	defer func() { _ = s.Close() }()
 	l := newLedger()
 	l.write(s, "g/a", "alice", "1", true, 0, 1)
+	if n := s.Doubts(); n != 0 {
+		t.Errorf("%d doubts before anything failed", n)
+	}
 	server.Proxy.Down()
 	defer server.Proxy.Up()
 	if l.write(s, "g/a", "alice", "2", true, 0, 1) {
@@ -412,4 +423,13 @@ func TestAway(t *testing.T) {
 		}
 	}
 	l.check(t, s, "g/a", true)
+	// What was sent may still arrive for a while, and then no more.
+	n := s.Doubts()
+	if n == 0 || s.Doubts() != n {
+		t.Errorf("%d doubts after an outage, then %d", n, s.Doubts())
+	}
+	ahead.Store(int64(time.Hour))
+	if later := s.Doubts(); later == n || s.Doubts() != later {
+		t.Errorf("%d doubts as long as something may arrive, %d after that", n, later)
+	}
 }

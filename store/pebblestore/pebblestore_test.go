@@ -186,6 +186,9 @@ func diskFault(t *testing.T, fault error, kind errorfs.OpKind) {
 		}
 		acked[body] = true
 	}
+	if n := s.Doubts(); n != 0 {
+		t.Errorf("%d doubts before anything failed", n)
+	}
 	broken.Store(true)
 	for i := range 20 {
 		body := fmt.Sprint("during", i)
@@ -209,6 +212,9 @@ func diskFault(t *testing.T, fault error, kind errorfs.OpKind) {
 	}
 	if err := s.Ping(context.Background()); err != nil {
 		t.Errorf("Ping: %v", err)
+	}
+	if n, want := s.Doubts(), 2*uint64(failures.Load()); n != want { // when it failed, and when it was opened again
+		t.Errorf("%d doubts, want %d", n, want)
 	}
 	acked["after"] = true
 	check := func(s *Store, when string) {
