@@ -245,6 +245,7 @@ func (d *Delivery) flushCursors(ctx context.Context) {
 			if n%int(cursorFlush/cursorTick) == 0 || d.dirtyLines() <= fewLines {
 				d.flushOnce(ctx)
 			}
+			d.trim() // journals grow while nobody leaves, too
 		case <-ctx.Done():
 			return
 		}
