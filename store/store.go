@@ -96,7 +96,7 @@ type Head struct {
 // Append is one entry on its way into the log.
 //
 // An OpRecall empties, in the same commit, the entry Ref and every OpEdit of Ref
-// that is in the log: Body and Type go, FlagRecalled is set. An OpEdit of an entry
+// that follows it in the log: Body and Type go, FlagRecalled is set. An OpEdit of an entry
 // that was recalled before is itself appended so. Entries between are not sent through
 // the engine. Ref need not be there.
 type Append struct {

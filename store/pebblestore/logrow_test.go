@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -195,6 +196,38 @@ func TestTrimWithinARow(t *testing.T) {
 		t.Errorf("%d rows, want 1: nothing of the first is needed", n)
 	}
 	expect(t, "range", bodies(t, s, 0, 10), "4:four 5:five")
+}
+
+// TestARecallWritesEachRowOnce: somebody may have edited a message ever so often.
+func TestARecallWritesEachRowOnce(t *testing.T) {
+	var last int
+	s := open(t, "db", Options{FS: vfs.NewMem(), Events: Events{Committed: func(_, bytes int, _ time.Duration) { last = bytes }}})
+	defer func() { _ = s.Close() }()
+	appendBurst(t, s, nil, "message")
+	edits := 0
+	for range 10 {
+		var as []*store.Append
+		done := make(chan error, rowEntries)
+		for range rowEntries {
+			as = append(as, &store.Append{Entry: im.Entry{Conv: dm, From: "a", Device: "d", Op: im.OpEdit, Ref: 1, Body: []byte("an edit of some length")}, Done: func(a *store.Append) { done <- a.Err }})
+		}
+		s.Append(as...)
+		for range as {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+		edits += last
+	}
+	appendBurst(t, s, &store.Append{Entry: im.Entry{Conv: dm, From: "a", Device: "d", Op: im.OpRecall, Ref: 1}})
+	if last > edits {
+		t.Errorf("%d edits were written with %d bytes, their recall with %d", 10*rowEntries, edits, last)
+	}
+	for _, b := range bodies(t, s, 0, 10_000) {
+		if !strings.HasSuffix(b, ":") {
+			t.Errorf("%s is readable", b)
+		}
+	}
 }
 
 // TestFirstFormat: a store with one row for each entry is taken over, and an older

@@ -35,32 +35,43 @@ func (x *builder) recall(h *head, ref im.Seq) error {
 	seqs := []im.Seq{ref}
 	p := binary.BigEndian.AppendUint64(numKey(tEdit, h.num), uint64(ref))
 	if err := scan(x.db, p, func(k, _ []byte) bool {
-		seqs = append(seqs, im.Seq(binary.BigEndian.Uint64(k[len(p):])))
+		if edit := im.Seq(binary.BigEndian.Uint64(k[len(p):])); edit > ref {
+			seqs = append(seqs, edit)
+		}
 		return true
 	}); err != nil {
 		return err
 	}
 	for _, e := range x.burst[h.tail] { // what the database does not show yet
-		if e.Seq == ref || (e.Op == im.OpEdit && e.Ref == ref) {
+		if e.Seq == ref || (e.Op == im.OpEdit && e.Ref == ref && e.Seq > ref) {
 			e.Empty()
 		}
 	}
-	for _, seq := range seqs {
-		k, es, i, err := x.stored(h, seq)
-		if err != nil {
-			return err
-		}
+	var k []byte // the row that is being emptied, and its entries
+	var es []*im.Entry
+	put := func() error {
 		if es == nil {
-			continue
+			return nil
 		}
-		es[i].Empty()
 		v := appendRow(nil, es)
 		x.rows.put(k, v) // another of its entries may be emptied too
-		if err := x.b.Set(k, v, nil); err != nil {
-			return err
+		return x.b.Set(k, v, nil)
+	}
+	for _, seq := range seqs { // they ascend: each row is written once
+		if es == nil || seq > es[len(es)-1].Seq {
+			err := put()
+			if err == nil {
+				k, es, _, err = x.stored(h, seq)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if es != nil {
+			es[seq-es[0].Seq].Empty()
 		}
 	}
-	return nil
+	return put()
 }
 
 // inBatch is an entry that this batch appends, nil if it is none of them.

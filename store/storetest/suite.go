@@ -473,6 +473,10 @@ func testRecall(t *testing.T, s store.Store) {
 	both := op(im.OpMessage, 0, "with its recall")
 	appendAll(t, s, both, op(im.OpRecall, 18, "")) // 18, 19
 	wantEmpty(t, s, "a message that is appended together with its recall", 1, 5, 8, 11, 2, 6, 12, 3, 15, 18)
+	appendAll(t, s, op(im.OpEdit, 21, "of what comes later")) // 20
+	appendAll(t, s, op(im.OpMessage, 0, "later"))             // 21
+	appendAll(t, s, op(im.OpRecall, 21, ""))                  // 22
+	wantEmpty(t, s, "what stands before the message is no edit of it", 1, 5, 8, 11, 2, 6, 12, 3, 15, 18, 21)
 }
 
 // testRecallRace: whatever the order in which edits and the recall arrive, no
