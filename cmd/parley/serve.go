@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -30,6 +31,7 @@ func newServeCmd() *cobra.Command {
 
 func serve(cmd *cobra.Command, _ []string) error {
 	return runProcess(cmd, app.New, func(ctx context.Context, a *app.App) {
+		spareProcessor()
 		go func() {
 			select {
 			case <-a.Ready():
@@ -38,6 +40,16 @@ func serve(cmd *cobra.Command, _ []string) error {
 			}
 		}()
 	})
+}
+
+// spareProcessor lets one goroutine more run at once than there are processors.
+// The one that syncs the log keeps its place while it waits for the disk, which on
+// two processors is half of the server; what has sized itself by GOMAXPROCS before
+// is not meant. An operator's GOMAXPROCS is left alone.
+func spareProcessor() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	}
 }
 
 // runProcess makes a process from the configuration, lets it announce itself, and
