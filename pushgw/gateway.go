@@ -416,7 +416,7 @@ func (g *Gateway) dispatch(b *bell) {
 	}
 	a := g.apps[r.App]
 	if a == nil {
-		g.bury(b, r, "no_such_app")
+		g.bury(b, b, r, "no_such_app")
 		return
 	}
 	a.push(b)
@@ -447,6 +447,28 @@ func (g *Gateway) finish(b *bell, step string, d Decision, detail string) {
 	notes := g.drop(b)
 	g.mu.Unlock()
 	g.save(notes)
+}
+
+// refuse ends a bell that does not ring as it was when that was decided.
+func (g *Gateway) refuse(b, was *bell, step string, d Decision, detail string) {
+	g.mu.Lock()
+	g.record(was, step, d, detail)
+	notes := g.over(b, was)
+	g.mu.Unlock()
+	g.save(notes)
+}
+
+// over takes a bell away as it was when it rang or was refused, and leaves what
+// came since, due now. Caller holds mu.
+func (g *Gateway) over(b, was *bell) []store.Note {
+	if b.off || b.Last <= was.Last {
+		return g.drop(b)
+	}
+	b.rest(was)
+	b.busy = false
+	b.Due = g.opt.Now().UnixMilli()
+	wake(g.wakeDue)
+	return []store.Note{g.put(b)}
 }
 
 // later puts a bell back. Newer messages may have come meanwhile.

@@ -34,6 +34,7 @@ type memory struct {
 
 	unreadable bool   // the log cannot be read
 	writing    func() // before each write of notes; nil: nothing
+	looking    func() // after a cursor was read; nil: nothing
 }
 
 func newMemory() *memory {
@@ -250,8 +251,12 @@ func (m *memory) EachConversation(_ context.Context, after im.ConvID, fn func(im
 
 func (m *memory) Cursor(_ context.Context, k im.DeviceKey, conv im.ConvID) (store.Cursor, error) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return store.Cursor{Conv: conv, Acked: m.cursors[slotKey{k, conv}], Known: true}, nil
+	c, looking := store.Cursor{Conv: conv, Acked: m.cursors[slotKey{k, conv}], Known: true}, m.looking
+	m.mu.Unlock()
+	if looking != nil {
+		looking()
+	}
+	return c, nil
 }
 
 func (m *memory) ReadsOf(_ context.Context, u im.UserID, convs []im.ConvID) ([]im.Seq, error) {
@@ -521,6 +526,43 @@ func TestNewerReplacesOlder(t *testing.T) {
 			t.Errorf("%+v", ps[0].Push)
 		}
 	})
+}
+
+// TestAMessageDuringTheLastLookRings: a bell is found to be needless, for its
+// message was acknowledged, or it cannot be pushed; one that came meanwhile rings all
+// the same.
+func TestAMessageDuringTheLastLookRings(t *testing.T) {
+	for workers := range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			r := newShop(t, workers)
+			defer func() { r.stop() }()
+			r.mem.mu.Lock()
+			r.mem.cursors[slotKey{phone, dmAB}] = 1
+			r.mem.looking = sync.OnceFunc(func() {
+				r.say(dmAB, "bob", "2")
+				time.Sleep(50 * time.Millisecond) // of the bubble: it has joined
+			})
+			r.mem.mu.Unlock()
+			r.say(dmAB, "bob", "1")
+			time.Sleep(time.Minute)
+			if p := r.want(r.apns, 1, fmt.Sprint(workers, " workers")); p[0].Body != "2" {
+				t.Errorf("%+v", p[0].Push)
+			}
+			r.apns.then(func(p *Push, n int) Result { // likewise one whose push is not to be repeated
+				if n > 2 {
+					return Result{}
+				}
+				r.say(dmAB, "bob", "4")
+				time.Sleep(50 * time.Millisecond)
+				return Result{Outcome: Rejected, Reason: "BadTopic"}
+			})
+			r.say(dmAB, "bob", "3")
+			time.Sleep(time.Minute)
+			if p := r.want(r.apns, 3, fmt.Sprint(workers, " workers")); p[1].Body != "3" || p[2].Body != "4" {
+				t.Errorf("%+v, %+v", p[1].Push, p[2].Push)
+			}
+		})
+	}
 }
 
 func TestRetriesKeepTheirIDUntilItIsTooLate(t *testing.T) {

@@ -115,13 +115,13 @@ func (a *app) prepare(ctx context.Context, b *bell) (r *Registration, s scene, o
 		return r, s, false
 	case now.UnixMilli() > snap.Expires:
 		if b.Kind == Alert { // it waited behind a circuit or a pause: an operator can replay it
-			g.bury(b, r, "expired")
+			g.bury(b, &snap, r, "expired")
 			return r, s, false
 		}
-		g.finish(b, "send", no("expired"), "")
+		g.refuse(b, &snap, "send", no("expired"), "")
 		return r, s, false
 	case !turn: // a clear: the badge will be right with the next push
-		g.finish(b, "send", no("silent_budget"), "")
+		g.refuse(b, &snap, "send", no("silent_budget"), "")
 		return r, s, false
 	case wait > 0:
 		g.later(b, now.Add(wait))
@@ -136,11 +136,11 @@ func (a *app) prepare(ctx context.Context, b *bell) (r *Registration, s scene, o
 		g.later(b, now.Add(time.Second))
 		return r, s, false
 	case !d.Go:
-		g.finish(b, "grace", d, "")
+		g.refuse(b, &snap, "grace", d, "")
 		return r, s, false
 	}
 	if d := quietFor(&snap, set, now); !d.Go {
-		g.finish(b, "quiet", d, "")
+		g.refuse(b, &snap, "quiet", d, "")
 		return r, s, false
 	}
 	// The last look before it rings: all that went before took its time.
@@ -202,9 +202,9 @@ func (a *app) send(ctx context.Context, b *bell, r *Registration, s scene) {
 			g.later(b, now)
 		}
 	case dropped:
-		g.finish(b, "send", no(v.reason), v.because)
+		g.refuse(b, s.bell, "send", no(v.reason), v.because)
 	case buried:
-		g.bury(b, r, v.because)
+		g.bury(b, s.bell, r, v.because)
 	}
 }
 
@@ -253,15 +253,7 @@ func (g *Gateway) sent(b *bell, r *Registration, s scene, res Result, now time.T
 		delete(g.shown, b.key)
 		notes = append(notes, gone(noteShown+b.key.name()))
 	}
-	if !b.off && b.Last > s.bell.Last { // newer ones came while it was sent
-		b.rest(s.bell)
-		b.busy = false
-		b.Due = now.UnixMilli()
-		notes = append(notes, g.put(b))
-		wake(g.wakeDue)
-	} else {
-		notes = append(notes, g.drop(b)...)
-	}
+	notes = append(notes, g.over(b, s.bell)...)
 	g.mu.Unlock()
 	g.save(notes)
 }
@@ -280,13 +272,13 @@ func (b *bell) letter(r *Registration, reason string, now time.Time) DeadLetter 
 // maxDead is how many dead letters are kept; the oldest go first.
 const maxDead = 10_000
 
-// bury puts a bell into the list of those that could not be rung.
-func (g *Gateway) bury(b *bell, r *Registration, reason string) {
+// bury puts a bell as it was into the list of those that could not be rung.
+func (g *Gateway) bury(b, was *bell, r *Registration, reason string) {
 	now := g.opt.Now()
 	g.mu.Lock()
-	l := b.letter(r, reason, now)
-	g.record(b, "record", no("dead_letter"), reason)
-	notes := append(g.drop(b), note(noteDead+l.ID, &l))
+	l := was.letter(r, reason, now)
+	g.record(was, "record", no("dead_letter"), reason)
+	notes := append(g.over(b, was), note(noteDead+l.ID, &l))
 	g.dead++
 	over := g.dead > maxDead
 	g.mu.Unlock()
