@@ -411,7 +411,7 @@ func (g *Gateway) dispatch(b *bell) {
 	r := g.registration(b)
 	g.mu.Unlock()
 	if r == nil {
-		g.finish(b, "send", no("no_address"), "")
+		g.refuse(b, b, "send", no("no_address"), "")
 		return
 	}
 	a := g.apps[r.App]
@@ -440,16 +440,8 @@ func (g *Gateway) registration(b *bell) *Registration {
 	return main
 }
 
-// finish ends a bell.
-func (g *Gateway) finish(b *bell, step string, d Decision, detail string) {
-	g.mu.Lock()
-	g.record(b, step, d, detail)
-	notes := g.drop(b)
-	g.mu.Unlock()
-	g.save(notes)
-}
-
-// refuse ends a bell that does not ring as it was when that was decided.
+// refuse ends a bell that does not ring, as it was when that was decided: what has
+// joined it since goes on.
 func (g *Gateway) refuse(b, was *bell, step string, d Decision, detail string) {
 	g.mu.Lock()
 	g.record(was, step, d, detail)

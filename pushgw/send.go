@@ -111,7 +111,7 @@ func (a *app) prepare(ctx context.Context, b *bell) (r *Registration, s scene, o
 	case snap.off:
 		return r, s, false
 	case r == nil:
-		g.finish(b, "send", no("no_address"), "")
+		g.refuse(b, b, "send", no("no_address"), "")
 		return r, s, false
 	case now.UnixMilli() > snap.Expires:
 		if b.Kind == Alert { // it waited behind a circuit or a pause: an operator can replay it
@@ -197,7 +197,7 @@ func (a *app) send(ctx context.Context, b *bell, r *Registration, s scene) {
 	case forgotten:
 		a.warnOf(res)
 		if g.forget(r, res.Reason) {
-			g.finish(b, "send", no(v.reason), v.because)
+			g.refuse(b, b, "send", no(v.reason), v.because)
 		} else { // the device has registered another one meanwhile: that is rung
 			g.later(b, now)
 		}
