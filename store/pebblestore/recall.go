@@ -14,15 +14,13 @@ import (
 // edit notes an edit of this batch below its entry, for a recall to find. If that
 // was recalled already, the edit says nothing.
 func (x *builder) edit(h *head, e *im.Entry) error {
-	ref := x.inBatch(h, e.Ref)
+	ref := entryAt(x.burst[h.tail], e.Ref)
 	if ref == nil {
-		_, es, i, err := x.stored(h, e.Ref)
+		_, es, err := x.stored(h, e.Ref)
 		if err != nil {
 			return err
 		}
-		if es != nil {
-			ref = es[i]
-		}
+		ref = entryAt(es, e.Ref)
 	}
 	if ref != nil && ref.Flags&im.FlagRecalled != 0 {
 		e.Empty()
@@ -61,42 +59,41 @@ func (x *builder) recall(h *head, ref im.Seq) error {
 		if es == nil || seq > es[len(es)-1].Seq {
 			err := put()
 			if err == nil {
-				k, es, _, err = x.stored(h, seq)
+				k, es, err = x.stored(h, seq)
 			}
 			if err != nil {
 				return err
 			}
 		}
-		if es != nil {
-			es[seq-es[0].Seq].Empty()
+		if e := entryAt(es, seq); e != nil {
+			e.Empty()
 		}
 	}
 	return put()
 }
 
-// inBatch is an entry that this batch appends, nil if it is none of them.
-func (x *builder) inBatch(h *head, seq im.Seq) *im.Entry {
-	es := x.burst[h.tail]
+// entryAt is the one of es, whose seqs have no holes, at seq; nil if there is none.
+func entryAt(es []*im.Entry, seq im.Seq) *im.Entry {
 	if len(es) == 0 || seq < es[0].Seq || seq > es[len(es)-1].Seq {
 		return nil
 	}
 	return es[seq-es[0].Seq]
 }
 
-// stored finds an entry that an earlier batch has appended: entry i of the row
-// below k. es is nil if there is none.
-func (x *builder) stored(h *head, seq im.Seq) (k []byte, es []*im.Entry, i int, err error) {
+// stored finds the row with an entry that an earlier batch has appended: its key
+// and entries. es is nil if there is none.
+func (x *builder) stored(h *head, seq im.Seq) (k []byte, es []*im.Entry, err error) {
 	k, v, err := x.rowWith(h, seq)
 	if err != nil || v == nil {
-		return nil, nil, 0, err
+		return nil, nil, err
 	}
 	if es, err = readRow(h.conv, k, v, 0); err != nil {
-		return nil, nil, 0, fmt.Errorf("%s seq %d: %w", h.conv, seq, err)
+		return nil, nil, fmt.Errorf("%s seq %d: %w", h.conv, seq, err)
 	}
-	if seq < es[0].Seq {
-		return nil, nil, 0, nil
+	if entryAt(es, seq) == nil { // it was trimmed, and this is the next row
+		return nil, nil, nil
 	}
-	return k, es, int(seq - es[0].Seq), nil
+	return k, es, nil
 }
 
 // rowWith finds the row that holds seq; v is nil if there is none.
